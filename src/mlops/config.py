@@ -1,0 +1,294 @@
+"""The schema of every setting, and every check that needs no data.
+
+The dataclasses below are the one place where a key, its type, its range and its help are written. Hydra composes
+plain values; `load` turns them into these classes and reports all that is wrong at once.
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlops import image, targets
+from mlops.errors import MlopsError
+from mlops.targets import Target
+
+Monitor = Literal[
+    "val_Accuracy",
+    "val_Precision",
+    "val_Recall",
+    "val_F1",
+    "val_loss",
+    "train_Accuracy",
+    "train_Precision",
+    "train_Recall",
+    "train_F1",
+    "train_loss",
+]
+
+
+def setting(
+    default: Any,
+    help_: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its line of help and its range."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    metadata = {"help": help_, "limits": {name: limit for name, limit in limits.items() if limit is not None}}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, help_: str) -> Any:
+    """A field that is a dataclass of its own."""
+    return field(default_factory=kind, metadata={"help": help_, "limits": {}})
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    val: float = setting(0.1, "share of the images for validation, where the source does not say", above=0, below=1)
+    test: float = setting(0.1, "share of the images for the final test, where the source does not say", above=0, below=1)
+    seed: int = setting(0, "draws which groups go where", minimum=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: Literal["digits", "gtsrb", "folder"] = setting("digits", "how the images are laid out")
+    name: str | None = setting(None, "name of the prepared data; the file name of data.root when null")
+    root: str | None = setting(None, "folder, .tar or .zip that holds the images")
+    image_size: int = setting(32, "height and width of the prepared images, pixels", minimum=4, maximum=2048)
+    resize: image.Resize = setting("squash", "squash ignores the aspect ratio, pad keeps it with black borders")
+    filter: image.Filter = setting("bilinear", "resampling filter, antialiased")
+    group: str | None = setting(None, "regular expression on the file name; images that match alike stay in one split")
+    limit: int | None = setting(None, "take about this many images: a class-balanced subset of groups", minimum=1)
+    max_bad: float = setting(0.001, "share of unreadable images that may be skipped", minimum=0, maximum=1)
+    workers: int = setting(0, "processes that decode; 0 is one for each core", minimum=0, maximum=256)
+    split: SplitConfig = section(SplitConfig, "how images are parted")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["one_cycle", "cosine", "constant"] = setting("one_cycle", "shape of the learning rate over the run")
+    warmup: float = setting(0.3, "share of the steps that rise to training.optimizer.lr", minimum=0, below=1)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    epochs: int = setting(20, "passes over the training images", minimum=1)
+    batch_size: int = setting(128, "images a step", minimum=1)
+    optimizer: Target = setting({}, "_target_ and its parameters; lr is the highest learning rate of the schedule")
+    schedule: ScheduleConfig = section(ScheduleConfig, "the learning rate over the run")
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes", minimum=0, below=1)
+    monitor: Monitor = setting("val_Accuracy", "metric key that picks the best epoch; a loss is minimised")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "bf16 autocast where the hardware has it (auto)")
+    channels_last: bool = setting(True, "keep images and weights in channels-last memory")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int = setting(0, "CPU threads of torch; 0 is torch's own choice", minimum=0, maximum=1024)
+    limit_batches: int | None = setting(None, "stop every epoch and evaluation after this many batches", minimum=1)
+    overfit_batches: int = setting(0, "train and validate on the same first batches only; 0 is off", minimum=0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    rotate: float = setting(0.0, "largest turn either way, degrees", minimum=0, maximum=180)
+    translate: float = setting(0.0, "largest shift either way, share of the side", minimum=0, maximum=1)
+    scale: float = setting(0.0, "largest zoom either way, share", minimum=0, below=1)
+    shear: float = setting(0.0, "largest shear either way, degrees", minimum=0, below=90)
+    crop: float = setting(0.0, "largest share of the area cut away by a random crop", minimum=0, below=1)
+    brightness: float = setting(0.0, "largest change of brightness, share", minimum=0, maximum=1)
+    contrast: float = setting(0.0, "largest change of contrast, share", minimum=0, maximum=1)
+    flip: float = setting(0.0, "probability of a left-right flip; off where left and right differ, as on signs", minimum=0, maximum=1)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    mode: Literal["offline", "wandb", "off"] = setting("offline", "W&B: kept on disk, sent as it happens, or not at all")
+    project: str = setting("mlops", "W&B project")
+    entity: str | None = setting(None, "W&B user or team; your default one when null")
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    processed: str = setting("data/processed", "prepared data")
+    outputs: str = setting("outputs", "one folder for every run")
+    models: str = setting("models", "models/latest/best_model.pth is the last run that succeeded")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    seed: int = setting(0, "weights, order and augmentation are drawn from it", minimum=0)
+    promote: bool = setting(True, "a run that succeeds replaces models/latest/best_model.pth")
+    data: DataConfig = section(DataConfig, "which images, and how they are prepared")
+    model: Target = setting({}, "_target_ and its parameters")
+    training: TrainingConfig = section(TrainingConfig, "the loop")
+    augment: AugmentConfig = section(AugmentConfig, "random changes to training images, drawn anew every epoch")
+    tracking: TrackingConfig = section(TrackingConfig, "where metrics go beside metrics.jsonl")
+    paths: PathsConfig = section(PathsConfig, "folders, relative to where the command runs")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: its full name, type, default, help and range."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    limits: Mapping[str, float]
+
+
+def keys(kind: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Every setting below `kind`, in the order of the schema."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        annotation = hints[item.name]
+        if dataclasses.is_dataclass(annotation):
+            yield from keys(typing.cast(type, annotation), f"{prefix}{item.name}.")
+        else:
+            default = item.default if item.default is not dataclasses.MISSING else None
+            yield Key(prefix + item.name, annotation, default, item.metadata["help"], item.metadata["limits"])
+
+
+def defaults() -> dict[str, Any]:
+    """The schema's default values as a plain nested dict: the first entry of the defaults list."""
+    return dataclasses.asdict(Config())
+
+
+def load(raw: Mapping[str, Any]) -> Config:
+    """Turn composed plain values into a `Config`.
+
+    Raises:
+        MlopsError: with every unknown key, wrong type and value out of range.
+    """
+    problems = check(raw)
+    if problems:
+        raise MlopsError(problems)
+    return typing.cast(Config, _construct(Config, raw))
+
+
+def check(raw: Mapping[str, Any]) -> list[str]:
+    """Unknown keys, wrong types, values out of range, and what only two keys together show. Imports no torch."""
+    problems = [*_check_section(Config, raw, "")]
+    if not problems:
+        problems += _check_together(typing.cast(Config, _construct(Config, raw)))
+    return problems
+
+
+def check_targets(raw: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
+    """All that is wrong with the `_target_` nodes against the signatures they name. Imports what they name."""
+    problems = []
+    for where, provided in PROVIDED.items():
+        node: Any = raw
+        for part in where.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping):
+            problems += targets.check(node, where, allowed, provided)
+    return problems
+
+
+def inside_target(key: str) -> bool:
+    """Whether `key` is a parameter of a `_target_` node, which accepts what its target accepts."""
+    return any(key.startswith(f"{node}.") for node in PROVIDED)
+
+
+def suggest(key: str) -> str:
+    """`did you mean ...?` for a key that does not exist; nothing when none is near."""
+    known = [*(item.name for item in keys()), "training.optimizer.lr", "training.optimizer.weight_decay"]
+    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    close_leaf = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.7)]
+    found = [*same_leaf, *close, *close_leaf]
+    return f"did you mean {found[0]}?" if found else "`--help` lists the keys"
+
+
+def _check_section(kind: type, raw: Any, prefix: str) -> Iterator[str]:
+    if not isinstance(raw, Mapping):
+        yield f"{prefix.rstrip('.')}={raw}: must be a group of keys"
+        return
+    hints = typing.get_type_hints(kind)
+    metadata = {item.name: item.metadata for item in dataclasses.fields(kind)}
+    for name, value in raw.items():
+        full = f"{prefix}{name}"
+        if name not in hints:
+            yield f"{full}={shown(value)}: no such key; {suggest(full)}"
+        elif dataclasses.is_dataclass(hints[name]):
+            yield from _check_section(typing.cast(type, hints[name]), value, f"{full}.")
+        elif expected := targets.mismatch(value, hints[name]):
+            yield f"{full}={shown(value)}: must be {expected}"
+        elif isinstance(value, (int, float)):
+            yield from (f"{full}={value}: must be {words}" for words in _out_of_range(value, metadata[name]["limits"]))
+    yield from (f"{prefix}{name}: is missing" for name in hints if name not in raw)
+
+
+def shown(value: Any) -> str:
+    """A value as the user would write it in an override, cut short."""
+    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, (list, dict)) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _out_of_range(value: float, limits: Mapping[str, float]) -> Iterator[str]:
+    fits = {
+        "minimum": (lambda limit: value >= limit, "at least"),
+        "above": (lambda limit: value > limit, "above"),
+        "maximum": (lambda limit: value <= limit, "at most"),
+        "below": (lambda limit: value < limit, "below"),
+    }
+    for name, limit in limits.items():
+        inside, words = fits[name]
+        if not inside(limit):
+            yield f"{words} {limit:g}"
+
+
+def _check_together(config: Config) -> Iterator[str]:
+    data, split = config.data, config.data.split
+    if split.val + split.test >= 1:
+        yield f"data.split.val={split.val:g} and data.split.test={split.test:g}: together must leave images to train on"
+    if data.source != "digits" and not data.root:
+        yield f"data.root=null: data.source={data.source} needs a folder, .tar or .zip of images; set data.root=PATH"
+    if data.group is not None:
+        try:
+            re.compile(data.group)
+        except re.error as error:
+            yield f"data.group={data.group}: is not a regular expression: {error}"
+    if data.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", data.name):
+        yield f"data.name={data.name}: must be letters, digits, dots, underscores and hyphens"
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.training.device):
+        yield f"training.device={config.training.device}: must be auto, cpu, cuda, cuda:<number> or mps"
+
+
+def _construct(kind: type, raw: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in raw.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _construct(typing.cast(type, hints[name]), value)
+        elif isinstance(value, int) and hints[name] is float:
+            value = float(value)
+        values[name] = value
+    return kind(**values)
+
+
+def config_folder() -> Path:
+    """`configshydra/` of this repository."""
+    return Path(__file__).parents[2] / "configshydra"
+
+
+def words(annotation: Any) -> str:
+    """A type as a reader of `--help` knows it."""
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(map(str, typing.get_args(annotation)))
+    if typing.get_args(annotation):
+        return " or ".join(words(argument) for argument in typing.get_args(annotation))
+    return {type(None): "null"}.get(annotation, getattr(annotation, "__name__", str(annotation)))

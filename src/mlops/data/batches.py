@@ -1,0 +1,89 @@
+"""Prepared arrays -> batches on the device. What an epoch holds is a pure function of (seed, epoch)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mlops.data.augment import Augment
+from mlops.data.keyed import key
+from mlops.image import Pixels
+
+# Larger data stays mapped from disk and moves a batch at a time.
+FITS_DEVICE_BYTES = 2 * 1024**3
+# Evaluation needs no gradients and may take more at a time; a constant, so that its logits never change.
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised float images `[N, 3, H, W]`, labels int64 `[N]`, and how many batches the run saw before this one."""
+
+    images: Tensor
+    labels: Tensor
+    step: int
+
+
+class Batches:
+    """One split, cut into batches that are ready for the network.
+
+    Args:
+        images: uint8 `[N, H, W, 3]`. At most `FITS_DEVICE_BYTES` are kept on the device.
+        labels: int64 `[N]`.
+        mean, std: one for each channel, of pixels in 0..1.
+    """
+
+    def __init__(
+        self,
+        images: Pixels,
+        labels: npt.NDArray[np.int64],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+    ) -> None:
+        self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
+        if images.nbytes <= FITS_DEVICE_BYTES:
+            self._images, self._labels = self._images.to(device), self._labels.to(device)
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in an epoch of training: whole ones, or the only one."""
+        return max(1, len(self) // batch_size)
+
+    def training(self, epoch: int, batch_size: int, seed: int, augment: Augment) -> Iterator[Batch]:
+        """The batches of epoch 0, 1, ...: shuffled, augmented.
+
+        The last images of an epoch that do not fill a batch wait for the next epoch's order: batch norm would be
+        upset by a handful.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(key(seed, "order", epoch)))
+        steps = self.steps(batch_size)
+        for position in range(steps):
+            step = epoch * steps + position
+            images, labels = self._cut(order[position * batch_size : (position + 1) * batch_size])
+            images = augment(images, torch.Generator().manual_seed(key(seed, "augment", epoch, position)))
+            yield Batch(self._normalise(images), labels, step)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """All images in their order, as they are."""
+        for step, start in enumerate(range(0, len(self), EVALUATION_BATCH)):
+            images, labels = self._cut(torch.arange(start, min(start + EVALUATION_BATCH, len(self))))
+            yield Batch(self._normalise(images), labels, step)
+
+    def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Float images in 0..1, `[N, 3, H, W]`. The layout on disk, channels last, stays that in memory."""
+        positions = positions.to(self._labels.device)
+        images, labels = self._images[positions].to(self._device), self._labels[positions].to(self._device)
+        return images.permute(0, 3, 1, 2).float().div_(255), labels
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images - self._mean) / self._std

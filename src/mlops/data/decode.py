@@ -1,0 +1,103 @@
+"""Decoding many images in parallel, in order, with flat memory."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from mlops.data.tree import Tree
+from mlops.errors import MlopsError, one_line
+from mlops.image import Decoded, Filter, ImageError, Resize, decode
+
+CHUNK = 64
+# Below this many images, starting processes costs more than it saves.
+WORTH_PROCESSES = 2048
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What every image is made into."""
+
+    height: int
+    width: int
+    resize: Resize
+    filter: Filter
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why an image could not be decoded."""
+
+    reason: str
+
+
+def cores() -> int:
+    """Cores this process may use, which in a container or under `taskset` are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_one(tree: Tree, name: str, geometry: Geometry) -> Decoded | Unreadable:
+    """One image of the tree, or why not."""
+    try:
+        return decode(tree.read(name), (geometry.height, geometry.width), geometry.resize, geometry.filter)
+    except ImageError as error:
+        return Unreadable(str(error))
+    except OSError as error:
+        return Unreadable(error.strerror or one_line(error))
+
+
+def decode_all(tree: Tree, names: Sequence[str], geometry: Geometry, workers: int) -> Iterator[Decoded | Unreadable]:
+    """Decode `names` in order with `workers` processes (0: one for each core).
+
+    Raises:
+        MlopsError: a process died, most likely for want of memory.
+    """
+    workers = workers or cores()
+    if workers == 1 or len(names) < WORTH_PROCESSES:
+        for name in names:
+            yield decode_one(tree, name, geometry)
+        return
+    # Spawned, not forked: the parent may hold threads of torch. `decode_one` needs neither torch nor Hydra.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(tree, geometry))
+    waiting: deque[Future[list[Decoded | Unreadable]]] = deque()
+    try:
+        for start in range(0, len(names), CHUNK):
+            waiting.append(pool.submit(_decode_chunk, names[start : start + CHUNK]))
+            # A few chunks ahead keep every process busy; all of them would hold the whole data set in memory.
+            if len(waiting) > 4 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise MlopsError(
+            f"data.workers={workers}: a decoding process died, most likely for want of memory; try fewer"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Tree, Geometry]
+
+
+def _begin(tree: Tree, geometry: Geometry) -> None:
+    global _worker  # noqa: PLW0603 - a process of a pool has no other place for what all its chunks share
+    _worker = (tree, geometry)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _decode_chunk(names: Sequence[str]) -> list[Decoded | Unreadable]:
+    return [decode_one(_worker[0], name, _worker[1]) for name in names]

@@ -1,0 +1,313 @@
+"""Source -> index -> split -> `data/processed/<name>-<fingerprint>/`: the same inputs give the same folder, once."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+import mlops
+from mlops import image
+from mlops.config import DataConfig
+from mlops.data import split as splitting
+from mlops.data.decode import Geometry, Unreadable, cores, decode_all
+from mlops.data.sources import SPLITS, Entry, Listing, open_source
+from mlops.errors import MlopsError, shorten
+from mlops.files import sync_folder, write_text, writing_to
+from mlops.image import Pixels
+from mlops.progress import bar
+
+log = logging.getLogger(__name__)
+
+# Part of every fingerprint: raise it when the same index would give other arrays.
+LAYOUT = 1
+FORGOTTEN = "none of it is used; remove the folder and prepare again"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the index: an entry, its split and the SHA-256 of its bytes (empty when unreadable)."""
+
+    entry: Entry
+    split: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is to be prepared: every image by split and path, before any is decoded."""
+
+    name: str
+    listing: Listing
+    items: list[Item]
+    config: DataConfig
+    fingerprint: str
+
+    @property
+    def classes(self) -> list[str]:
+        return self.listing.classes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, opened."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.manifest["classes"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    def images(self, split: str) -> Pixels:
+        """uint8 `[N, H, W, 3]`, mapped from disk; changes stay private to this process."""
+        return _load(self.folder / f"{split}.images.npy")
+
+    def labels(self, split: str) -> npt.NDArray[np.int64]:
+        """int64 `[N]`."""
+        return np.asarray(_load(self.folder / f"{split}.labels.npy"))
+
+
+def build_index(config: DataConfig) -> Index:
+    """List, limit, split and hash the images that `config` names. Nothing is decoded or written.
+
+    Raises:
+        MlopsError: as `open_source` and `split.assign` do.
+    """
+    listing = open_source(config)
+    entries = splitting.limit(listing.entries, config.limit, config.split.seed)
+    splits = splitting.assign(entries, listing.classes, config.split)
+    hashes = _hash_all(listing, entries)
+    items = [Item(*item) for item in zip(entries, splits, hashes, strict=True)]
+    items.sort(key=lambda item: (SPLITS.index(item.split), item.entry.path))
+    name = config.name or _name_of(config.root or config.source)
+    return Index(name, listing, items, config, _fingerprint(config, listing.classes, items))
+
+
+def prepare(index: Index, processed: Path) -> Prepared:
+    """Decode what `index` lists into its folder below `processed`, unless that is there already.
+
+    Several processes may call this at once: one works, the others wait and share. A killed one leaves nothing that
+    looks finished.
+
+    Raises:
+        MlopsError: too many images are unreadable, a class lost all its images, or the disk is full.
+    """
+    folder = processed / f"{index.name}-{index.fingerprint}"
+    if not folder.exists():
+        with writing_to(processed):
+            processed.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(processed / f".{folder.name}.lock")
+            try:
+                lock.acquire(timeout=0.5)
+            except filelock.Timeout:
+                log.info(f"waiting for another run that prepares {folder.name}")
+                lock.acquire()
+            try:
+                if not folder.exists():
+                    _build(index, folder)
+            finally:
+                lock.release()
+    prepared = open_prepared(folder)
+    _check_skipped(prepared.manifest["skipped"], len(index.items), index.config.max_bad)
+    return prepared
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Open a prepared folder.
+
+    Raises:
+        MlopsError: it is missing, or its files do not fit each other.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        prepared = Prepared(folder, manifest)
+        for split in SPLITS:
+            expected = sum(manifest["counts"][split].values())
+            size = manifest["image_size"]
+            if prepared.images(split).shape != (expected, size, size, 3) or prepared.labels(split).shape != (expected,):
+                raise MlopsError(f"{folder}: {split} does not hold the {expected} images of its manifest; {FORGOTTEN}")
+    except FileNotFoundError as error:
+        raise MlopsError(f"{error.filename}: is missing; prepare the data (`invoke preprocess-data`)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MlopsError(f"{folder}: is damaged ({type(error).__name__}); {FORGOTTEN}") from error
+    return prepared
+
+
+def _build(index: Index, folder: Path) -> None:
+    # We hold the lock, so what others left half-done is nobody's.
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(stale)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        manifest = _write_arrays(index, temporary)
+        write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info(f"prepared {len(index.items) - len(manifest['skipped']):,} images in {folder}")
+
+
+def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
+    """Write arrays and index.csv into `folder`; return the manifest."""
+    config, classes = index.config, index.classes
+    geometry = Geometry(config.image_size, config.image_size, config.resize, config.filter)
+    counts = {split: Counter({name: 0 for name in classes}) for split in SPLITS}
+    sums = np.zeros((2, 3), dtype=np.int64)
+    skipped = []
+    writers = {split: _ArrayWriter(folder / f"{split}.images.npy", (geometry.height, geometry.width, 3)) for split in SPLITS}
+    labels: dict[str, list[int]] = {split: [] for split in SPLITS}
+    allowed = _allowed(len(index.items), config.max_bad)
+    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as file, bar("preparing", len(index.items)) as progress:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "sha256", "width", "height", "label", "group", "split"])
+        names = [item.entry.path for item in index.items]
+        for item, result in zip(index.items, decode_all(index.listing.tree, names, geometry, config.workers), strict=True):
+            progress.advance(1)
+            entry = item.entry
+            if isinstance(result, Unreadable):
+                skipped.append({"path": entry.path, "reason": result.reason})
+                log.warning(f"{index.listing.tree.label}/{entry.path}: {result.reason}; skipped")
+                continue
+            writers[item.split].append(result.pixels)
+            labels[item.split].append(entry.label)
+            counts[item.split][classes[entry.label]] += 1
+            table.writerow([entry.path, item.sha256, result.width, result.height, entry.label, entry.group, item.split])
+            if item.split == "train":
+                wide = result.pixels.reshape(-1, 3).astype(np.int64)
+                sums += (wide.sum(axis=0), (wide * wide).sum(axis=0))
+    _check_skipped(skipped, len(index.items), config.max_bad)
+    for split in SPLITS:
+        writers[split].close()
+        np.save(folder / f"{split}.labels.npy", np.array(labels[split], dtype=np.int64))
+    lost = [name for name in classes if counts["train"][name] == 0]
+    if lost:
+        raise MlopsError(f"{index.listing.tree.label}: no readable training image of {shorten(lost)} is left; {allowed} may be skipped")
+    pixels = sum(counts["train"].values()) * geometry.height * geometry.width
+    mean, square = sums[0] / pixels, sums[1] / pixels
+    # A constant channel would divide by zero; one grey level is the least that uint8 can differ by.
+    std = np.sqrt(np.maximum(square - mean**2, 1.0))
+    return {
+        "name": index.name,
+        "fingerprint": index.fingerprint,
+        "classes": classes,
+        "image_size": config.image_size,
+        "resize": config.resize,
+        "filter": config.filter,
+        "counts": {split: dict(counts[split]) for split in SPLITS},
+        "mean": (mean / 255).tolist(),
+        "std": (std / 255).tolist(),
+        "source": {"kind": config.source, "root": config.root, "dvc_md5": None},
+        "split": asdict(config.split),
+        "skipped": skipped,
+        "versions": {
+            "mlops": mlops.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+class _ArrayWriter:
+    """A .npy file that grows, because how many images are readable is known only at the end."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._file: BinaryIO = path.open("w+b")
+        self._shape = shape
+        self._count = 0
+        self._header()
+
+    def append(self, item: Pixels) -> None:
+        self._file.write(item.tobytes())
+        self._count += 1
+
+    def close(self) -> None:
+        # NumPy reserves room in the header for the first axis to grow, so rewriting it moves nothing.
+        end = self._file.tell()
+        self._file.seek(0)
+        self._header()
+        self._file.seek(end)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _header(self) -> None:
+        description = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, description)
+
+
+def _hash_all(listing: Listing, entries: Sequence[Entry]) -> list[str]:
+    def digest(entry: Entry) -> str:
+        try:
+            return hashlib.sha256(listing.tree.read(entry.path)).hexdigest()
+        except OSError:
+            return ""  # decoding will say why
+
+    # Reading and hashing release the interpreter; for small files more threads would only take turns.
+    with ThreadPoolExecutor(min(cores(), 8)) as pool, bar("reading", len(entries)) as progress:
+        hashes = []
+        for start in range(0, len(entries), 1024):
+            hashes += pool.map(digest, entries[start : start + 1024])
+            progress.advance(len(hashes) - start)
+    return hashes
+
+
+def _fingerprint(config: DataConfig, classes: list[str], items: Sequence[Item]) -> str:
+    """A hash of the files' hashes and of every setting that changes the arrays."""
+    settings = {
+        "layout": LAYOUT,
+        "image": image.VERSION,
+        "image_size": config.image_size,
+        "resize": config.resize,
+        "filter": config.filter,
+        "classes": classes,
+        "items": [[i.entry.path, i.sha256, i.entry.label, i.entry.group, i.split] for i in items],
+    }
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def _name_of(root: str) -> str:
+    stem = Path(root).absolute().name.split(".")[0].lower()
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem).strip("-") or "data"
+
+
+def _allowed(total: int, max_bad: float) -> str:
+    return f"{int(total * max_bad)} of {total:,} (data.max_bad={max_bad:g})"
+
+
+def _check_skipped(skipped: Sequence[dict[str, str]], total: int, max_bad: float) -> None:
+    if len(skipped) <= total * max_bad:
+        return
+    named = [f"{bad['path']} ({bad['reason']})" for bad in skipped]
+    raise MlopsError(
+        f"{len(skipped)} unreadable images, more than the {_allowed(total, max_bad)} that may be skipped: "
+        f"{shorten(named, 5)}; mend or remove them, or raise data.max_bad"
+    )
+
+
+def _load(path: Path) -> Any:
+    # Copy-on-write: torch wants memory that it may write to, the file stays as it is.
+    return np.load(path, mmap_mode="c", allow_pickle=False)

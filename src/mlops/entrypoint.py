@@ -1,0 +1,227 @@
+"""What every Hydra entrypoint shares: checks before anything starts, one line for a mistake, the exit code.
+
+Hydra stops at the first bad override, prints several lines and exits with 1. Here the overrides are composed and
+checked first, all mistakes are listed at once, and Hydra runs only what is right; no run folder is made before.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mlops import config as schema
+from mlops.config import Config
+from mlops.errors import MlopsError, one_line
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[dict[str, Any]], list[str]]
+
+
+class Run:
+    """Where this run's files go and what kind of run it is."""
+
+    def __init__(self, folder: Path, *, sweep: bool) -> None:
+        self.folder = folder
+        self.sweep = sweep
+
+
+def start(task: Callable[[Config, Run], None], name: str, check_more: Check | None = None) -> None:
+    """Run `task` as a Hydra application called `name`, with the arguments of this process.
+
+    `check_more` finds what is wrong with a config whose keys, types and ranges are right.
+    Exits with 2 after a mistake of the user's, 143 after SIGTERM, 130 after SIGINT.
+    """
+    _register()
+    arguments = get_args_parser().parse_args()
+    folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
+    runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
+    try:
+        replaced = {text: _accept_new_keys(text, folders) for text in arguments.overrides}
+        if runs and not arguments.experimental_rerun:
+            problems = _check_all(arguments, list(replaced.values()), folders, check_more)
+            if problems:
+                raise MlopsError(problems)
+        sys.argv[1:] = [replaced.get(text, text) for text in sys.argv[1:]]
+        # Hydra then lets exceptions pass instead of printing its own summary of them.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        signal.signal(signal.SIGTERM, _terminate)
+        hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(_job(task, name))()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(MlopsError(one_line(error)))
+    except MlopsError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+
+
+def fail(error: MlopsError) -> None:
+    """One line a problem on standard error, and exit code 2."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2) from None
+
+
+def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig], None]:
+    def job(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
+        try:
+            task(schema.load(_plain(composed)), Run(Path(settings.runtime.output_dir), sweep=sweep))
+        except MlopsError as error:
+            for problem in error.problems:
+                log.error(problem)
+            raise SystemExit(2) from None
+
+    # Hydra names the log file and the job after the module of the function it is given.
+    job.__module__ = f"mlops.{name}"
+    return job
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    # Unwinds the stack, so that temporary files go, workers end and the tracker hears of it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log.warning("SIGTERM: stopping")
+    raise SystemExit(143)
+
+
+def _register() -> None:
+    ConfigStore.instance().store(name="schema", node=OmegaConf.create(schema.defaults()))
+    OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("keys_help", _keys_help, replace=True)
+
+
+def _keys_help() -> str:
+    rows = []
+    for key in schema.keys():
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in key.limits.items())
+        rows.append((key.name, schema.words(key.annotation), f"{key.help}{f' ({limits})' if limits else ''}"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"  {name:<{widths[0]}}  {kind:<{min(widths[1], 30)}}  {text}" for name, kind, text in rows)
+
+
+def _accept_new_keys(text: str, folders: Iterable[Path]) -> str:
+    """`key=value` as `++key=value`, so that it is our check that meets it and not Hydra's.
+
+    Ours knows the parameters of a `_target_` that no YAML file names, and reports all mistakes at once.
+    """
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return text  # reported with the other mistakes
+    name = override.key_or_group
+    if override.type != OverrideType.CHANGE or name.split(".")[0] == "hydra" or _is_group(override, folders):
+        return text
+    return f"++{text}"
+
+
+def _is_group(override: Override, folders: Iterable[Path]) -> bool:
+    name = override.key_or_group
+    return "/" in name or override.package is not None or any((folder / name).is_dir() for folder in folders)
+
+
+def _check_all(
+    arguments: argparse.Namespace, overrides: list[str], folders: Sequence[Path], check_more: Check | None
+) -> list[str]:
+    """Every problem of this command line and of the files it composes."""
+    problems, parsed = [], []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            reason = one_line(error).split("See https")[0]
+            problems.append(f"{text}: is not `key=value`: {reason}")
+    base, variants = [], []
+    for override in parsed:
+        values = _sweep_values(override) if arguments.multirun else []
+        base.append(values[0] if values else override.input_line)
+        variants += [(len(base) - 1, value) for value in values[1:]]
+
+    compose = _composer(arguments, folders)
+    first = compose(base)
+    if isinstance(first, str):
+        # Hydra names only the first of several, so each is tried alone.
+        alone = {text: compose([text]) for text in base}
+        problems += [_name(text, result, folders) for text, result in alone.items() if isinstance(result, str)]
+        good = [text for text, result in alone.items() if not isinstance(result, str)]
+        if len(good) == len(base):  # each is right alone; only together they are not
+            return [*problems, first]
+        first = compose(good)
+        if isinstance(first, str):
+            return [*problems, first]
+    problems += _check(first, check_more)
+    for position, value in variants:
+        result = compose([*base[:position], value, *base[position + 1 :]])
+        found = [_name(value, result, folders)] if isinstance(result, str) else _check(result, check_more)
+        problems += [problem for problem in found if problem not in problems]
+    return problems
+
+
+def _check(raw: dict[str, Any], check_more: Check | None) -> list[str]:
+    problems = schema.check(raw)
+    return problems + (check_more(raw) if check_more else [])
+
+
+def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:
+    """A function from overrides to plain values, or to the one line that says why they do not compose."""
+    name = arguments.config_name or "config"
+    more = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[1:])}]"] if folders[1:] else []
+
+    def compose(overrides: list[str]) -> dict[str, Any] | str:
+        try:
+            with hydra.initialize_config_dir(str(schema.config_folder()), version_base="1.3"):
+                return _plain(hydra.compose(name, overrides=[*more, *overrides]))
+        except MlopsError as error:
+            return one_line(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            return one_line(error.__cause__ or error)
+
+    return compose
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    try:
+        raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise MlopsError(f"{error.full_key or 'config'}: {one_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise MlopsError("config.yaml: must be a mapping of keys")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _sweep_values(override: Override) -> list[str]:
+    if not override.is_sweep_override() or not override.is_discrete_sweep():
+        return []
+    start = override.input_line.split("=", 1)[0]
+    return [f"{start}={value}" for value in override.sweep_string_iterator()]
+
+
+def _name(text: str, reason: str, folders: Iterable[Path]) -> str:
+    """A bad override in one line; for a choice that does not exist, the choices."""
+    group, _, choice = text.lstrip("+~").partition("=")
+    group = group.split("@")[0]
+    choices = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    if choices and choice not in choices:
+        close = difflib.get_close_matches(choice, choices, n=1)
+        hint = f"did you mean {group}={close[0]}? Choices:" if close else "choose one of"
+        return f"{text}: no such choice; {hint} {', '.join(choices)}"
+    return f"{text.lstrip('+')}: {reason}"

@@ -1,0 +1,25 @@
+"""The one exception for everything that is the user's to mend."""
+
+from collections.abc import Sequence
+
+
+class MlopsError(Exception):
+    """What, where, the value, what to do. Entrypoints print it, one line a problem, and exit with code 2.
+
+    Takes several problems at once, so that a user mends them all before the next try.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of any exception on one line, for use inside a problem."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shorten(values: Sequence[str], limit: int = 3) -> str:
+    """`a, b, c and 12 more`: enough of a list to recognise it by."""
+    shown = ", ".join(values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

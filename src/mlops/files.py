@@ -1,0 +1,86 @@
+"""Atomic writes and safe paths."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mlops.errors import MlopsError
+
+# Errors of the file system that the user mends, not we: no space, quota, no permission, read-only.
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    A reader sees the old file or the new one, never half of one, also after a power cut.
+
+    Raises:
+        MlopsError: the disk is full or may not be written to; the old file is intact.
+    """
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            # mkstemp's file is private to its owner; what we keep has the mode any new file would have.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _USERS_TO_MEND:
+            raise
+        raise MlopsError(f"{path}: cannot be written: {error.strerror}; free some space or choose another path") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable. Windows has no handle on a folder and needs none."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def safe_relative(name: str, where: str) -> str:
+    """`name` as a normal relative POSIX path that stays inside its root.
+
+    Raises:
+        MlopsError: the name is absolute, empty, holds `..`, a drive letter, a NUL or a backslash.
+    """
+    path = PurePosixPath(name)
+    unsafe = not name or "\0" in name or "\\" in name or path.is_absolute() or ".." in path.parts
+    if unsafe or (len(name) > 1 and name[1] == ":"):
+        raise MlopsError(f"{where}: the path {name!r} leaves its root; only relative paths inside it are read")
+    return path.as_posix()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

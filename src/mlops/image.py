@@ -1,0 +1,114 @@
+"""Bytes -> uint8 RGB of the asked size: the only decoder and resizer, for training and serving alike. No torch.
+
+What each kind of file becomes:
+
+- EXIF orientation is applied: the picture stands as its viewer shows it.
+- 16-bit grey keeps its upper eight bits (65535 becomes 255); floating-point pixels have no defined range and are refused.
+- CMYK, YCbCr and palettes become RGB; grey is repeated on the three channels.
+- Transparent pixels are laid over white.
+- Of an animation, the first frame.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Part of every fingerprint: raise it when the same bytes would give other pixels.
+VERSION = 1
+# Everything else is refused before its decoder runs: less code sees untrusted bytes.
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 200_000_000
+
+Pixels = npt.NDArray[np.uint8]
+Resize = Literal["squash", "pad"]
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageError(Exception):
+    """Bytes that are no readable image; the message is the reason, short enough for a table."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image at the asked size, and the width and height it had (after orientation)."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+def decode(data: bytes, size: tuple[int, int], resize: Resize = "squash", filter_: Filter = "bilinear") -> Decoded:
+    """Decode `data` to uint8 `[height, width, 3]` for `size = (height, width)`.
+
+    `squash` ignores the aspect ratio; `pad` keeps it and fills with black. Filters are antialiased.
+
+    Raises:
+        ImageError: with the reason.
+    """
+    image = _open(data)
+    height, width = size
+    resample = _FILTERS[filter_]
+    if resize == "pad":
+        # An extreme aspect ratio would round a side to zero.
+        scale = min(width / image.width, height / image.height)
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        canvas = Image.new("RGB", (width, height))
+        canvas.paste(image.resize(inner, resample), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        resized = canvas
+    else:
+        resized = image.resize((width, height), resample)
+    return Decoded(np.asarray(resized, dtype=np.uint8), image.width, image.height)
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("empty file")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES:,} bytes")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata and of large sizes; the pixels decide, and the size is checked below.
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise ImageError("too many pixels") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
+        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ImageError("32-bit integer pixels have no defined range")
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,6 @@
+"""The project's own networks. Each takes normalised float images `[N, 3, H, W]` and gives logits `[N, num_classes]`."""
+
+from mlops.models.signnet import SignNet
+from mlops.models.tinycnn import TinyCNN
+
+__all__ = ["SignNet", "TinyCNN"]

@@ -1,0 +1,70 @@
+"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere. All of it on standard error."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+# Without a terminal, a long bar says where it is about this often.
+SECONDS_BETWEEN_LINES = 15.0
+
+log = logging.getLogger(__name__)
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines above the bar instead of through it."""
+
+    def __init__(self, stream: None = None) -> None:
+        # `stream` is what Hydra's own console handler is configured with; ours has one place to go.
+        super().__init__()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        console.print(prefix + self.format(record), markup=False, highlight=False)
+
+
+class Bar:
+    """Progress of one piece of work, counted in `unit`."""
+
+    def __init__(self, title: str, total: int, unit: str, display: Progress | None) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self._display = display
+        self._task = display.add_task(title, total=total, text="") if display else None
+        self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, count: int, text: str = "", title: str | None = None) -> None:
+        """`count` more are done; `text` stands behind the rate, `title` replaces the title."""
+        self._done += count
+        self.title = title or self.title
+        now = time.monotonic()
+        rate = self._done / max(now - self._started, 1e-9)
+        line = f"{rate:,.0f} {self.unit}/s  {text}".rstrip()
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, completed=self._done, description=self.title, text=line)
+        elif now - self._said > SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = (self.total - self._done) / rate
+            log.info(f"{self.title}: {self._done:,} of {self.total:,} {self.unit}, {line}, {left:,.0f} s left")
+
+
+@contextmanager
+def bar(title: str, total: int, unit: str = "images") -> Iterator[Bar]:
+    """A bar that goes away when the work is done; what should stay is said through the log."""
+    if not console.is_terminal:
+        yield Bar(title, total, unit, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, transient=True) as display:
+        yield Bar(title, total, unit, display)

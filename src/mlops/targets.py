@@ -1,0 +1,197 @@
+"""Which `_target_` may be built, by exact name, compared before anything is imported.
+
+A config may come from a checkpoint of somebody else's, so a name in it is untrusted. This module takes the place of
+Hydra's `instantiate`: that one has a block-list where an allow-list is needed, and resolves interpolations.
+"""
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlops.errors import MlopsError, one_line
+
+Target = dict[str, Any]
+
+MODELS = frozenset({"mlops.models.TinyCNN", "mlops.models.SignNet"})
+OPTIMIZERS = frozenset(
+    f"torch.optim.{name}"
+    for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+)
+
+
+def read_allowed(folder: Path) -> frozenset[str]:
+    """The built-in names and those a user added in `<folder>/allowed_targets.yaml`, a list of exact names."""
+    path = folder / "allowed_targets.yaml"
+    if not path.is_file():
+        return MODELS | OPTIMIZERS
+    import yaml
+
+    try:
+        names = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MlopsError(f"{path}: is not readable YAML: {one_line(error)}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise MlopsError(f"{path}: must be a list of full names such as `- my_package.models.MyNet`")
+    return MODELS | OPTIMIZERS | frozenset(names)
+
+
+def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callable[..., Any]:
+    """Import the callable that `node` names.
+
+    Raises:
+        MlopsError: the name is missing, not allowed (nothing is imported then), or cannot be imported.
+    """
+    names = sorted(allowed)
+    name = node.get("_target_")
+    if not isinstance(name, str) or not name:
+        raise MlopsError(f"{where}._target_={name}: must be the full name of a class, one of {', '.join(names)}")
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(names)}"
+        raise MlopsError(
+            f"{where}._target_={name}: is not an allowed name; {hint} Names of your own go into "
+            "configshydra/allowed_targets.yaml"
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MlopsError(f"{where}._target_={name}: cannot be imported: {one_line(error)}") from error
+    if not callable(found):
+        raise MlopsError(f"{where}._target_={name}: is not callable; name a class or a function")
+    return typing.cast("Callable[..., Any]", found)
+
+
+def build(node: Mapping[str, Any], where: str, allowed: Iterable[str], *args: Any, **provided: Any) -> Any:
+    """Call what `node` names with its parameters; `provided` fills those that the node leaves open.
+
+    Raises:
+        MlopsError: the name is not allowed, or the call fails.
+    """
+    found = find(node, where, allowed)
+    parameters = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        return found(*args, **{**provided, **parameters})
+    except Exception as error:
+        raise MlopsError(f"{where}: {node['_target_']} cannot be built: {one_line(error)}") from error
+
+
+def check(node: Mapping[str, Any], where: str, allowed: Iterable[str], provided: Iterable[str]) -> list[str]:
+    """All that is wrong with a node: its name, unknown parameters, wrong types, missing ones. Builds nothing.
+
+    `provided` are the parameters that the caller fills in.
+    """
+    try:
+        found = find(node, where, allowed)
+    except MlopsError as error:
+        return error.problems
+    problems = [
+        f"{where}.{key}: a nested _target_ is not supported; write a function that builds it and allow its name"
+        for key, value in node.items()
+        if _holds_target(value)
+    ]
+    accepted = parameters(found)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    names = [name for name, p in accepted.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    hints = _hints(found)
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        if key not in names:
+            if not open_ended:
+                close = difflib.get_close_matches(str(key), names, n=1)
+                hint = f"did you mean {where}.{close[0]}?" if close else f"it takes {', '.join(names)}"
+                problems.append(f"{where}.{key}={value}: {node['_target_']} takes no such parameter; {hint}")
+        elif key in hints and (expected := mismatch(value, hints[key])):
+            problems.append(f"{where}.{key}={value}: must be {expected}")
+    for name in names:
+        if accepted[name].default is inspect.Parameter.empty and name not in node and name not in provided:
+            problems.append(f"{where}.{name}: is missing; {node['_target_']} needs it")
+    return problems
+
+
+def parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a callable by name, `self` excluded."""
+    return dict(inspect.signature(found).parameters)
+
+
+def mismatch(value: Any, annotation: Any) -> str | None:
+    """What `annotation` asks for, in words, if `value` is something else; None when it fits.
+
+    An annotation that YAML has no value for (a tensor, a callable) is fulfilled by none, and by any when it stands alone.
+    """
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return None
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return mismatch(value, arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        misses = [mismatch(value, argument) for argument in arguments if _plain(argument)]
+        if not misses or None in misses:
+            return None
+        return " or ".join(dict.fromkeys(miss for miss in misses if miss))
+    if origin is typing.Literal:
+        return None if any(value == a and type(value) is type(a) for a in arguments) else f"one of {', '.join(map(str, arguments))}"
+    if origin in (list, tuple):
+        return _sequence_mismatch(value, origin, arguments)
+    if origin is dict or annotation is dict:
+        return None if isinstance(value, dict) else "a mapping"
+    if annotation in _WORDS:
+        fits = isinstance(value, _ACCEPTED[annotation]) and (annotation is bool or not isinstance(value, bool))
+        return None if fits else _WORDS[annotation]
+    return None
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    list: "a list",
+    tuple: "a list",
+}
+_ACCEPTED: dict[Any, Any] = {
+    bool: bool,
+    int: int,
+    float: (int, float),
+    str: str,
+    type(None): type(None),
+    list: (list, tuple),
+    tuple: (list, tuple),
+}
+
+
+def _sequence_mismatch(value: Any, origin: Any, arguments: tuple[Any, ...]) -> str | None:
+    fixed = origin is tuple and Ellipsis not in arguments
+    # An item of a kind unknown to us (a tensor) says nothing; the words name only what a config can hold.
+    item = mismatch(object(), arguments[0]) or "any"
+    words = f"a list of {len(arguments)} values, each {item}" if fixed else f"a list, each item {item}"
+    if not isinstance(value, (list, tuple)) or (fixed and len(value) != len(arguments)):
+        return words
+    kinds = arguments if fixed else (arguments[0],) * len(value)
+    return words if any(mismatch(v, kind) for v, kind in zip(value, kinds, strict=True)) else None
+
+
+def _plain(annotation: Any) -> bool:
+    """Whether a config can hold a value of this annotation."""
+    return annotation in _WORDS or typing.get_origin(annotation) in (list, tuple, dict, typing.Literal, typing.Union, types.UnionType)
+
+
+def _hints(found: Callable[..., Any]) -> dict[str, Any]:
+    function = found.__init__ if inspect.isclass(found) else found  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # annotations that only a type checker can see
+        return {}
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(_holds_target(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_holds_target(item) for item in value)
