@@ -6,9 +6,10 @@ plain values; `load` turns them into these classes and reports all that is wrong
 
 import dataclasses
 import difflib
+import operator
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from typing import Any, Literal
 from mlops import image, targets
 from mlops.errors import MlopsError
 from mlops.targets import Target
+
+# The parameters of a `_target_` that the pipeline fills in.
+PROVIDED = {"model": ("num_classes", "image_size"), "training.optimizer": ("params",)}
 
 Monitor = Literal[
     "val_Accuracy",
@@ -56,7 +60,9 @@ def section(kind: type, help_: str) -> Any:
 @dataclass(frozen=True)
 class SplitConfig:
     val: float = setting(0.1, "share of the images for validation, where the source does not say", above=0, below=1)
-    test: float = setting(0.1, "share of the images for the final test, where the source does not say", above=0, below=1)
+    test: float = setting(
+        0.1, "share of the images for the final test, where the source does not say", above=0, below=1
+    )
     seed: int = setting(0, "draws which groups go where", minimum=0)
 
 
@@ -78,7 +84,9 @@ class DataConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     name: Literal["one_cycle", "cosine", "constant"] = setting("one_cycle", "shape of the learning rate over the run")
-    warmup: float = setting(0.3, "share of the steps that rise to training.optimizer.lr", minimum=0, below=1)
+    warmup: float | None = setting(
+        None, "share of the steps that rise to optimizer.lr; null is 0.3, 0.05 and 0 for the three", minimum=0, below=1
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,16 @@ class AugmentConfig:
     crop: float = setting(0.0, "largest share of the area cut away by a random crop", minimum=0, below=1)
     brightness: float = setting(0.0, "largest change of brightness, share", minimum=0, maximum=1)
     contrast: float = setting(0.0, "largest change of contrast, share", minimum=0, maximum=1)
-    flip: float = setting(0.0, "probability of a left-right flip; off where left and right differ, as on signs", minimum=0, maximum=1)
+    flip: float = setting(
+        0.0, "probability of a left-right flip; off where left and right differ, as on signs", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    mode: Literal["offline", "wandb", "off"] = setting("offline", "W&B: kept on disk, sent as it happens, or not at all")
+    mode: Literal["offline", "wandb", "off"] = setting(
+        "offline", "W&B: kept on disk, sent as it happens, or not at all"
+    )
     project: str = setting("mlops", "W&B project")
     entity: str | None = setting(None, "W&B user or team; your default one when null")
 
@@ -148,13 +160,13 @@ class Key:
     limits: Mapping[str, float]
 
 
-def keys(kind: type = Config, prefix: str = "") -> Iterator[Key]:
+def settings(kind: type = Config, prefix: str = "") -> Iterator[Key]:
     """Every setting below `kind`, in the order of the schema."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         annotation = hints[item.name]
         if dataclasses.is_dataclass(annotation):
-            yield from keys(typing.cast(type, annotation), f"{prefix}{item.name}.")
+            yield from settings(typing.cast(type, annotation), f"{prefix}{item.name}.")
         else:
             default = item.default if item.default is not dataclasses.MISSING else None
             yield Key(prefix + item.name, annotation, default, item.metadata["help"], item.metadata["limits"])
@@ -204,7 +216,7 @@ def inside_target(key: str) -> bool:
 
 def suggest(key: str) -> str:
     """`did you mean ...?` for a key that does not exist; nothing when none is near."""
-    known = [*(item.name for item in keys()), "training.optimizer.lr", "training.optimizer.weight_decay"]
+    known = [*(item.name for item in settings()), "training.optimizer.lr", "training.optimizer.weight_decay"]
     same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
@@ -234,21 +246,22 @@ def _check_section(kind: type, raw: Any, prefix: str) -> Iterator[str]:
 
 def shown(value: Any) -> str:
     """A value as the user would write it in an override, cut short."""
-    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, (list, dict)) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _out_of_range(value: float, limits: Mapping[str, float]) -> Iterator[str]:
-    fits = {
-        "minimum": (lambda limit: value >= limit, "at least"),
-        "above": (lambda limit: value > limit, "above"),
-        "maximum": (lambda limit: value <= limit, "at most"),
-        "below": (lambda limit: value < limit, "below"),
+    # Written as what is inside, so that NaN, which compares as nothing, is outside of all.
+    inside: dict[str, tuple[Callable[[float, float], bool], str]] = {
+        "minimum": (operator.ge, "at least"),
+        "above": (operator.gt, "above"),
+        "maximum": (operator.le, "at most"),
+        "below": (operator.lt, "below"),
     }
     for name, limit in limits.items():
-        inside, words = fits[name]
-        if not inside(limit):
-            yield f"{words} {limit:g}"
+        holds, wording = inside[name]
+        if not holds(value, limit):
+            yield f"{wording} {limit:g}"
 
 
 def _check_together(config: Config) -> Iterator[str]:
@@ -273,10 +286,9 @@ def _construct(kind: type, raw: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in raw.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = _construct(typing.cast(type, hints[name]), value)
-        elif isinstance(value, int) and hints[name] is float:
-            value = float(value)
-        values[name] = value
+            values[name] = _construct(typing.cast(type, hints[name]), value)
+        else:
+            values[name] = float(value) if hints[name] is float else value
     return kind(**values)
 
 
@@ -289,6 +301,8 @@ def words(annotation: Any) -> str:
     """A type as a reader of `--help` knows it."""
     if typing.get_origin(annotation) is Literal:
         return "|".join(map(str, typing.get_args(annotation)))
+    if annotation == Target:
+        return "mapping"
     if typing.get_args(annotation):
         return " or ".join(words(argument) for argument in typing.get_args(annotation))
     return {type(None): "null"}.get(annotation, getattr(annotation, "__name__", str(annotation)))

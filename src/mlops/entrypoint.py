@@ -44,10 +44,12 @@ class Run:
         self.sweep = sweep
 
 
-def start(task: Callable[[Config, Run], None], name: str, check_more: Check | None = None) -> None:
+def start(
+    task: Callable[[Config, Run], None], name: str, check_more: Check | None = None, presets: Sequence[str] = ()
+) -> None:
     """Run `task` as a Hydra application called `name`, with the arguments of this process.
 
-    `check_more` finds what is wrong with a config whose keys, types and ranges are right.
+    `check_more` finds more that is wrong with a composed config; `presets` are overrides that come before the user's.
     Exits with 2 after a mistake of the user's, 143 after SIGTERM, 130 after SIGINT.
     """
     _register()
@@ -60,11 +62,13 @@ def start(task: Callable[[Config, Run], None], name: str, check_more: Check | No
             problems = _check_all(arguments, list(replaced.values()), folders, check_more)
             if problems:
                 raise MlopsError(problems)
-        sys.argv[1:] = [replaced.get(text, text) for text in sys.argv[1:]]
+        sys.argv[1:] = [*presets, *(replaced.get(text, text) for text in sys.argv[1:])]
         # Hydra then lets exceptions pass instead of printing its own summary of them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, _terminate)
-        hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(_job(task, name))()
+        hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
+            _job(task, name)
+        )()
     except (HydraException, OmegaConfBaseException) as error:
         fail(MlopsError(one_line(error)))
     except MlopsError as error:
@@ -86,7 +90,7 @@ def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            task(schema.load(_plain(composed)), Run(Path(settings.runtime.output_dir), sweep=sweep))
+            task(schema.load(_plain(composed)), Run(_shorten(Path(settings.runtime.output_dir)), sweep=sweep))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)
@@ -97,7 +101,12 @@ def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig
     return job
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def _shorten(folder: Path) -> Path:
+    """Relative to here where that is shorter: people copy it from the screen."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
     # Unwinds the stack, so that temporary files go, workers end and the tracker hears of it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log.warning("SIGTERM: stopping")
@@ -112,11 +121,11 @@ def _register() -> None:
 
 def _keys_help() -> str:
     rows = []
-    for key in schema.keys():
+    for key in schema.settings():
         limits = ", ".join(f"{name} {limit:g}" for name, limit in key.limits.items())
         rows.append((key.name, schema.words(key.annotation), f"{key.help}{f' ({limits})' if limits else ''}"))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"  {name:<{widths[0]}}  {kind:<{min(widths[1], 30)}}  {text}" for name, kind, text in rows)
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}\n  {'':<{width}}  [{kind}]" for name, kind, text in rows)
 
 
 def _accept_new_keys(text: str, folders: Iterable[Path]) -> str:
@@ -143,17 +152,18 @@ def _check_all(
     arguments: argparse.Namespace, overrides: list[str], folders: Sequence[Path], check_more: Check | None
 ) -> list[str]:
     """Every problem of this command line and of the files it composes."""
-    problems, parsed = [], []
+    problems: list[str] = []
+    base: list[str] = []
+    variants: list[tuple[int, str]] = []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
+            override = OverridesParser.create().parse_override(text)
         except HydraException as error:
             reason = one_line(error).split("See https")[0]
             problems.append(f"{text}: is not `key=value`: {reason}")
-    base, variants = [], []
-    for override in parsed:
-        values = _sweep_values(override) if arguments.multirun else []
-        base.append(values[0] if values else override.input_line)
+            continue
+        values = _sweep_values(text, override) if arguments.multirun else []
+        base.append(values[0] if values else text)
         variants += [(len(base) - 1, value) for value in values[1:]]
 
     compose = _composer(arguments, folders)
@@ -184,7 +194,11 @@ def _check(raw: dict[str, Any], check_more: Check | None) -> list[str]:
 def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:
     """A function from overrides to plain values, or to the one line that says why they do not compose."""
     name = arguments.config_name or "config"
-    more = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[1:])}]"] if folders[1:] else []
+    more = (
+        [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[1:])}]"]
+        if folders[1:]
+        else []
+    )
 
     def compose(overrides: list[str]) -> dict[str, Any] | str:
         try:
@@ -208,10 +222,10 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _sweep_values(override: Override) -> list[str]:
+def _sweep_values(text: str, override: Override) -> list[str]:
     if not override.is_sweep_override() or not override.is_discrete_sweep():
         return []
-    start = override.input_line.split("=", 1)[0]
+    start = text.split("=", 1)[0]
     return [f"{start}={value}" for value in override.sweep_string_iterator()]
 
 

@@ -53,7 +53,9 @@ def writing_to(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _USERS_TO_MEND:
             raise
-        raise MlopsError(f"{path}: cannot be written: {error.strerror}; free some space or choose another path") from error
+        raise MlopsError(
+            f"{path}: cannot be written: {error.strerror}; free some space or choose another path"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

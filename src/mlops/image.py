@@ -3,7 +3,8 @@
 What each kind of file becomes:
 
 - EXIF orientation is applied: the picture stands as its viewer shows it.
-- 16-bit grey keeps its upper eight bits (65535 becomes 255); floating-point pixels have no defined range and are refused.
+- 16-bit grey keeps its upper eight bits (65535 becomes 255).
+- Floating-point and 32-bit integer pixels have no defined range and are refused.
 - CMYK, YCbCr and palettes become RGB; grey is repeated on the three channels.
 - Transparent pixels are laid over white.
 - Of an animation, the first frame.

@@ -16,7 +16,9 @@ def preprocess(config: Config, run: entrypoint.Run) -> None:  # noqa: ARG001 - e
 
 def main() -> None:
     """The entrypoint."""
-    entrypoint.start(preprocess, "preprocess")
+    # Its log belongs to the data; a run folder would hold nothing else.
+    presets = ["hydra.run.dir=${paths.processed}", "hydra.output_subdir=null"]
+    entrypoint.start(preprocess, "preprocess", presets=presets)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,6 +12,7 @@ console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_
 
 # Without a terminal, a long bar says where it is about this often.
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_FRAMES = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 class ConsoleHandler(logging.Handler):
     """Log lines above the bar instead of through it."""
 
-    def __init__(self, stream: None = None) -> None:
+    def __init__(self, stream: None = None) -> None:  # noqa: ARG002
         # `stream` is what Hydra's own console handler is configured with; ours has one place to go.
         super().__init__()
 
@@ -38,17 +39,23 @@ class Bar:
         self._done = 0
         self._started = self._said = time.monotonic()
 
-    def advance(self, count: int, text: str = "", title: str | None = None) -> None:
-        """`count` more are done; `text` stands behind the rate, `title` replaces the title."""
+    def advance(self, count: int, text: Callable[[], str] = str, title: str | None = None) -> None:
+        """`count` more are done; `title` replaces the title.
+
+        `text` is called, for what stands behind the rate, only when something is shown: a loss is fetched from the
+        device a few times a second, not at every step.
+        """
         self._done += count
         self.title = title or self.title
         now = time.monotonic()
+        if now - self._said < (SECONDS_BETWEEN_LINES if self._display is None else SECONDS_BETWEEN_FRAMES):
+            return
+        self._said = now
         rate = self._done / max(now - self._started, 1e-9)
-        line = f"{rate:,.0f} {self.unit}/s  {text}".rstrip()
+        line = f"{rate:,.0f} {self.unit}/s  {text()}".rstrip()
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=self._done, description=self.title, text=line)
-        elif now - self._said > SECONDS_BETWEEN_LINES:
-            self._said = now
+        else:
             left = (self.total - self._done) / rate
             log.info(f"{self.title}: {self._done:,} of {self.total:,} {self.unit}, {line}, {left:,.0f} s left")
 

@@ -1,25 +1,34 @@
 """What a person reads at the end of a command, on standard output."""
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from mlops.errors import shorten
+
 if TYPE_CHECKING:
+    from mlops.config import TrainingConfig
     from mlops.data.prepare import Prepared
+    from mlops.evaluation.run import Prediction
+
+# More columns than this break on a terminal.
+_WIDEST_MATRIX = 12
 
 out = Console(highlight=False, markup=False, emoji=False)
 
 
 def pairs(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """A titled list of name and value."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+    """A titled list of name and value. Lines are never broken, so that a path can be copied."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    out.print(title, style="bold")
     for name, value in rows:
-        table.add_row(name, str(value))
-    out.print(table)
+        out.print(f"  {name:<{width}}  {value}", soft_wrap=True)
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -47,3 +56,131 @@ def show_prepared(prepared: "Prepared") -> None:
             ("skipped", f"{len(skipped)} unreadable" if skipped else "none"),
         ],
     )
+
+
+def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
+    """The metrics of an epoch on one line."""
+    return (
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  train_loss {metrics['train_loss']:.3f}  "
+        f"val_loss {metrics['val_loss']:.3f}  val_Accuracy {metrics['val_Accuracy']:.2%}  "
+        f"val_F1 {metrics['val_F1']:.4f}"
+    )
+
+
+def show_result(
+    folder: Path, kept: Path, metrics: Mapping[str, float], tested: int, settings: "TrainingConfig"
+) -> None:
+    """The end of a training run: how well, where everything is, and what to try next."""
+    pairs(
+        "Result",
+        [
+            ("test accuracy", f"{metrics['test_Accuracy']:.2%} of {tested:,} images"),
+            ("test macro F1", f"{metrics['test_F1']:.4f}"),
+            (
+                "best epoch",
+                f"{metrics['epoch']}, {settings.monitor} {metrics[settings.monitor]:.4f}",
+            ),
+            ("checkpoint", folder / "best_model.pth"),
+            *([("also as", kept)] if kept.parent != folder else []),
+            ("report", folder / "report"),
+            ("log", folder / "train.log"),
+        ],
+    )
+    pairs(
+        "Next",
+        [
+            ("what is in the file", f"mlops info {kept}"),
+            ("score it class by class", f"mlops evaluate {kept}"),
+            ("use it", f"mlops predict {kept} PICTURE_OR_FOLDER"),
+            ("other settings", "invoke train -o training.epochs=40 -o model=tinycnn"),
+        ],
+    )
+
+
+def show_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """A checkpoint on one page."""
+    classes, given, metrics = metadata["classes"], metadata["input"], metadata["metrics"]
+    data, code, environment = metadata["data"], metadata["code"], metadata["environment"]
+    config = metadata["config"]
+    commit = f"git {code['commit'][:12]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
+    pairs(
+        str(path),
+        [
+            ("recognises", f"{len(classes)} classes: {shorten(classes, 8)}"),
+            *(
+                (f"{title} accuracy", f"{metrics[f'{side}_Accuracy']:.2%}, macro F1 {metrics[f'{side}_F1']:.4f}")
+                for side, title in (("test", "test"), ("val", "validation"))
+                if f"{side}_Accuracy" in metrics
+            ),
+            ("model", config["model"]["_target_"]),
+            ("input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"),
+            ("epoch", f"{metadata['epoch']} of {config['training']['epochs']}, best {config['training']['monitor']}"),
+            ("data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}"),
+            ("code", f"mlops {code['version']}, {commit}"),
+            ("made on", f"{environment['platform']}, {environment['device']}, torch {environment['torch']}"),
+            ("created", metadata["created"]),
+            ("format", metadata["format"]),
+            ("digest", metadata["digest"]),
+        ],
+    )
+
+
+def show_scores(scores: Mapping[str, Any]) -> None:
+    """Scores of an evaluation: overall, class by class, and the commonest confusions."""
+    pairs(
+        f"{scores['n']:,} images of {scores['data']}",
+        [
+            ("accuracy", f"{scores['accuracy']:.2%}"),
+            *((f"macro {name}", f"{scores[f'macro_{name}']:.4f}") for name in ("precision", "recall", "f1")),
+            ("loss", f"{scores['loss']:.4f}"),
+        ],
+    )
+    columns = ("class", "precision", "recall", "F1", "images")
+    rows = [
+        (name, f"{row['precision']:.4f}", f"{row['recall']:.4f}", f"{row['f1']:.4f}", row["n"])
+        for name, row in scores["per_class"].items()
+    ]
+    grid("Class by class", columns, rows)
+    show_confusion(scores["classes"], scores["confusion_matrix"])
+
+
+def show_confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
+    """The matrix where it fits a terminal, else its largest mistakes."""
+    if len(classes) <= _WIDEST_MATRIX:
+        names = [name if len(name) <= 12 else f"{name[:11]}…" for name in classes]
+        rows = [(name, *(value or "." for value in row)) for name, row in zip(names, matrix, strict=True)]
+        grid("Confusion matrix: rows are true, columns predicted", ("", *names), rows)
+        return
+    wrong = sorted(
+        (
+            (count, classes[true], classes[said])
+            for true, row in enumerate(matrix)
+            for said, count in enumerate(row)
+            if true != said and count
+        ),
+        reverse=True,
+    )
+    grid(
+        "Largest mistakes (the whole matrix is in --json)",
+        ("true, predicted", "images"),
+        [(f"{t} -> {s}", n) for n, t, s in wrong[:15]],
+    )
+
+
+def show_predictions(predictions: Sequence["Prediction"]) -> None:
+    """A table of files and what is on them."""
+    if predictions:
+        grid(
+            "Predictions",
+            ("file", "class", "probability"),
+            [(p.path, p.label, f"{p.probability:.4f}") for p in predictions],
+        )
+
+
+def predictions_as_csv(predictions: Sequence["Prediction"]) -> str:
+    """CSV with the columns path, label, probability."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "probability"])
+    table.writerows([p.path, p.label, f"{p.probability:.6f}"] for p in predictions)
+    return text.getvalue()

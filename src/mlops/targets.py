@@ -68,15 +68,16 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
 
 
 def build(node: Mapping[str, Any], where: str, allowed: Iterable[str], *args: Any, **provided: Any) -> Any:
-    """Call what `node` names with its parameters; `provided` fills those that the node leaves open.
+    """Call what `node` names with its parameters; `provided` fills what the target takes and the node leaves open.
 
     Raises:
         MlopsError: the name is not allowed, or the call fails.
     """
     found = find(node, where, allowed)
-    parameters = {key: value for key, value in node.items() if key != "_target_"}
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    taken = {name: value for name, value in provided.items() if name in parameters(found)}
     try:
-        return found(*args, **{**provided, **parameters})
+        return found(*args, **{**taken, **given})
     except Exception as error:
         raise MlopsError(f"{where}: {node['_target_']} cannot be built: {one_line(error)}") from error
 
@@ -109,10 +110,9 @@ def check(node: Mapping[str, Any], where: str, allowed: Iterable[str], provided:
                 problems.append(f"{where}.{key}={value}: {node['_target_']} takes no such parameter; {hint}")
         elif key in hints and (expected := mismatch(value, hints[key])):
             problems.append(f"{where}.{key}={value}: must be {expected}")
-    for name in names:
-        if accepted[name].default is inspect.Parameter.empty and name not in node and name not in provided:
-            problems.append(f"{where}.{name}: is missing; {node['_target_']} needs it")
-    return problems
+    missing = [name for name in names if accepted[name].default is inspect.Parameter.empty]
+    missing = [name for name in missing if name not in node and name not in provided]
+    return problems + [f"{where}.{name}: is missing; {node['_target_']} needs it" for name in missing]
 
 
 def parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -120,10 +120,11 @@ def parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(found).parameters)
 
 
-def mismatch(value: Any, annotation: Any) -> str | None:
+def mismatch(value: Any, annotation: Any) -> str | None:  # noqa: PLR0911 - one return for each kind of annotation
     """What `annotation` asks for, in words, if `value` is something else; None when it fits.
 
-    An annotation that YAML has no value for (a tensor, a callable) is fulfilled by none, and by any when it stands alone.
+    An annotation that YAML has no value for (a tensor, a callable) fits anything when it stands alone, and is left
+    out of a union.
     """
     if annotation is Any or annotation is inspect.Parameter.empty:
         return None
@@ -136,7 +137,11 @@ def mismatch(value: Any, annotation: Any) -> str | None:
             return None
         return " or ".join(dict.fromkeys(miss for miss in misses if miss))
     if origin is typing.Literal:
-        return None if any(value == a and type(value) is type(a) for a in arguments) else f"one of {', '.join(map(str, arguments))}"
+        return (
+            None
+            if any(value == a and type(value) is type(a) for a in arguments)
+            else f"one of {', '.join(map(str, arguments))}"
+        )
     if origin in (list, tuple):
         return _sequence_mismatch(value, origin, arguments)
     if origin is dict or annotation is dict:
@@ -180,11 +185,18 @@ def _sequence_mismatch(value: Any, origin: Any, arguments: tuple[Any, ...]) -> s
 
 def _plain(annotation: Any) -> bool:
     """Whether a config can hold a value of this annotation."""
-    return annotation in _WORDS or typing.get_origin(annotation) in (list, tuple, dict, typing.Literal, typing.Union, types.UnionType)
+    return annotation in _WORDS or typing.get_origin(annotation) in (
+        list,
+        tuple,
+        dict,
+        typing.Literal,
+        typing.Union,
+        types.UnionType,
+    )
 
 
 def _hints(found: Callable[..., Any]) -> dict[str, Any]:
-    function = found.__init__ if inspect.isclass(found) else found  # type: ignore[misc]
+    function = found.__init__ if inspect.isclass(found) else found
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # annotations that only a type checker can see

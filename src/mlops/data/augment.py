@@ -33,7 +33,7 @@ def build_augment(config: AugmentConfig) -> Augment:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample `images` `[N, C, H, W]` where `matrices` `[N, 2, 3]` say, from output to input in -1..1; edges repeat."""
+    """Resample `images` `[N, C, H, W]` by `matrices` `[N, 2, 3]`, from output to input in -1..1; edges repeat."""
     shape = list(images.shape)
     grid = F.affine_grid(matrices.to(images.device, images.dtype), shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)

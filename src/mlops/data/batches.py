@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mlops.data.augment import Augment
 from mlops.data.keyed import key
+from mlops.data.prepare import Prepared
 from mlops.image import Pixels
 
 # Larger data stays mapped from disk and moves a batch at a time.
@@ -51,6 +53,12 @@ class Batches:
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self._device = device
+
+    @classmethod
+    def of(cls, data: Prepared, split: str, device: torch.device, limit: int | None = None) -> Self:
+        """A split of prepared data, or its first `limit` images."""
+        mean, std = data.manifest["mean"], data.manifest["std"]
+        return cls(data.images(split)[:limit], data.labels(split)[:limit], mean=mean, std=std, device=device)
 
     def __len__(self) -> int:
         return len(self._labels)

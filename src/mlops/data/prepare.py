@@ -11,10 +11,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import filelock
 import numpy as np
@@ -80,7 +81,8 @@ class Prepared:
 
     def images(self, split: str) -> Pixels:
         """uint8 `[N, H, W, 3]`, mapped from disk; changes stay private to this process."""
-        return _load(self.folder / f"{split}.images.npy")
+        images: Pixels = _load(self.folder / f"{split}.images.npy")
+        return images
 
     def labels(self, split: str) -> npt.NDArray[np.int64]:
         """int64 `[N]`."""
@@ -173,17 +175,20 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
     """Write arrays and index.csv into `folder`; return the manifest."""
     config, classes = index.config, index.classes
     geometry = Geometry(config.image_size, config.image_size, config.resize, config.filter)
-    counts = {split: Counter({name: 0 for name in classes}) for split in SPLITS}
+    counts = {split: Counter(dict.fromkeys(classes, 0)) for split in SPLITS}
     sums = np.zeros((2, 3), dtype=np.int64)
-    skipped = []
-    writers = {split: _ArrayWriter(folder / f"{split}.images.npy", (geometry.height, geometry.width, 3)) for split in SPLITS}
+    skipped: list[dict[str, str]] = []
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
-    allowed = _allowed(len(index.items), config.max_bad)
-    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as file, bar("preparing", len(index.items)) as progress:
+    names = [item.entry.path for item in index.items]
+    decoded = decode_all(index.listing.tree, names, geometry, config.workers)
+    with ExitStack() as stack:
+        file = stack.enter_context((folder / "index.csv").open("w", encoding="utf-8", newline=""))
+        progress = stack.enter_context(bar("preparing", len(names)))
+        shape = (geometry.height, geometry.width, 3)
+        writers = {s: stack.enter_context(_ArrayWriter(folder / f"{s}.images.npy", shape)) for s in SPLITS}
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "sha256", "width", "height", "label", "group", "split"])
-        names = [item.entry.path for item in index.items]
-        for item, result in zip(index.items, decode_all(index.listing.tree, names, geometry, config.workers), strict=True):
+        for item, result in zip(index.items, decoded, strict=True):
             progress.advance(1)
             entry = item.entry
             if isinstance(result, Unreadable):
@@ -197,13 +202,13 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
             if item.split == "train":
                 wide = result.pixels.reshape(-1, 3).astype(np.int64)
                 sums += (wide.sum(axis=0), (wide * wide).sum(axis=0))
-    _check_skipped(skipped, len(index.items), config.max_bad)
+    _check_skipped(skipped, len(names), config.max_bad)
     for split in SPLITS:
-        writers[split].close()
         np.save(folder / f"{split}.labels.npy", np.array(labels[split], dtype=np.int64))
-    lost = [name for name in classes if counts["train"][name] == 0]
+    lost = [f"{name} in train" for name in classes if counts["train"][name] == 0]
+    lost += [split for split in SPLITS if not labels[split]]
     if lost:
-        raise MlopsError(f"{index.listing.tree.label}: no readable training image of {shorten(lost)} is left; {allowed} may be skipped")
+        raise MlopsError(f"{index.listing.tree.label}: no readable image is left of {shorten(lost)}")
     pixels = sum(counts["train"].values()) * geometry.height * geometry.width
     mean, square = sums[0] / pixels, sums[1] / pixels
     # A constant channel would divide by zero; one grey level is the least that uint8 can differ by.
@@ -240,11 +245,17 @@ class _ArrayWriter:
         self._count = 0
         self._header()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
     def append(self, item: Pixels) -> None:
         self._file.write(item.tobytes())
         self._count += 1
 
-    def close(self) -> None:
+    def _close(self) -> None:
         # NumPy reserves room in the header for the first axis to grow, so rewriting it moves nothing.
         end = self._file.tell()
         self._file.seek(0)
@@ -268,7 +279,7 @@ def _hash_all(listing: Listing, entries: Sequence[Entry]) -> list[str]:
 
     # Reading and hashing release the interpreter; for small files more threads would only take turns.
     with ThreadPoolExecutor(min(cores(), 8)) as pool, bar("reading", len(entries)) as progress:
-        hashes = []
+        hashes: list[str] = []
         for start in range(0, len(entries), 1024):
             hashes += pool.map(digest, entries[start : start + 1024])
             progress.advance(len(hashes) - start)

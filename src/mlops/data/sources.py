@@ -5,6 +5,7 @@ import io
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,7 +17,14 @@ from mlops.files import safe_relative
 from mlops.image import EXTENSIONS
 
 SPLITS = ("train", "val", "test")
-_SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _TRACK_FRAME = re.compile(r"(\d+)_(\d+)_(\d+)\.\w+$")
 
 
@@ -73,6 +81,7 @@ def gtsrb(tree: Tree) -> Listing:
     driving past, its frames are near-duplicates, so it is the group. `Test.csv` and `signnames.csv` where they are.
     """
     prefix = _prefix(tree, "Train.csv")
+    rows: list[tuple[tuple[int, dict[str, str]], str, str | None]]
     rows = [(row, "Train.csv", None) for row in _read_csv(tree, prefix + "Train.csv", ("ClassId", "Path"))]
     if prefix + "Test.csv" in tree.names:
         rows += [(row, "Test.csv", "test") for row in _read_csv(tree, prefix + "Test.csv", ("ClassId", "Path"))]
@@ -95,7 +104,9 @@ def gtsrb(tree: Tree) -> Listing:
     order = {class_id: position for position, class_id in enumerate(sorted(ids))}
     classes = [names.get(class_id, str(class_id)) for class_id in order]
     if repeated := [name for name, count in Counter(classes).items() if count > 1]:
-        raise MlopsError(f"{tree.label}: signnames.csv names several classes {shorten(repeated)}; give each its own name")
+        raise MlopsError(
+            f"{tree.label}: signnames.csv names several classes {shorten(repeated)}; give each its own name"
+        )
     entries = [Entry(path, order[class_id], group, split) for path, class_id, group, split in parsed]
     return _listing(tree, classes, entries)
 
@@ -119,9 +130,15 @@ def folder(tree: Tree, group: str | None) -> Listing:
             split = _SPLIT_FOLDERS[folders[0].lower()] if splits_first else None
             found.append((prefix + name, folders[depth - 1], split, file_name))
     if not found:
-        raise MlopsError(f"{tree.label}: holds no images as <class>/<image>; image files end in {', '.join(EXTENSIONS)}")
+        raise MlopsError(
+            f"{tree.label}: holds no images as <class>/<image>; image files end in {', '.join(EXTENSIONS)}"
+        )
     held = {"/".join(path.removeprefix(prefix).split("/")[:depth]) for path, *_ in found}
-    class_folders = {f.removeprefix(prefix) for f in tree.folders if f.startswith(prefix) and f.removeprefix(prefix).count("/") == depth - 1}
+    class_folders = {
+        f.removeprefix(prefix)
+        for f in tree.folders
+        if f.startswith(prefix) and f.removeprefix(prefix).count("/") == depth - 1
+    }
     if empty := sorted(class_folders - held):
         raise MlopsError(f"{tree.label}/{prefix}{empty[0]}: class folder without images; fill it or remove it")
     classes = sorted({class_name for _, class_name, _, _ in found})
@@ -142,7 +159,7 @@ def _listing(tree: Tree, classes: list[str], entries: list[Entry]) -> Listing:
     if len(classes) < 2:
         raise MlopsError(f"{tree.label}: holds one class only ({', '.join(classes)}); a classifier needs two or more")
     ordered = sorted(entries, key=lambda entry: entry.path)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in pairwise(ordered):
         if one.path == other.path:
             raise MlopsError(f"{tree.label}: names {one.path} twice; every image has one label")
     return Listing(tree, classes, ordered)

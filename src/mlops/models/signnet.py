@@ -9,15 +9,16 @@ class Residual(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
+        last = nn.BatchNorm2d(after)
+        # The block starts as its shortcut, so that depth costs nothing in the first steps (Goyal et al., 2017).
+        nn.init.zeros_(last.weight)
         self.body = nn.Sequential(
             nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(after),
             nn.ReLU(inplace=True),
             nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
+            last,
         )
-        # The block starts as its shortcut, so that depth costs nothing in the first steps (Goyal et al., 2017).
-        nn.init.zeros_(self.body[-1].weight)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             # Pooling before the 1x1 convolution sees every pixel, where a strided one would drop three of four.
@@ -40,7 +41,9 @@ class SignNet(nn.Module):
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.stages = nn.Sequential(
-            Residual(width, width, stride=2), Residual(width, 2 * width, stride=2), Residual(2 * width, 4 * width, stride=2)
+            Residual(width, width, stride=2),
+            Residual(width, 2 * width, stride=2),
+            Residual(2 * width, 4 * width, stride=2),
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(4 * width, num_classes)

@@ -1,5 +1,7 @@
 """The baseline that most tutorials train."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -15,7 +17,7 @@ class TinyCNN(nn.Module):
         super().__init__()
         channels = (3, width, 2 * width, 4 * width)
         blocks: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             blocks += [
                 nn.Conv2d(before, after, 3, padding=1, bias=False),
                 nn.BatchNorm2d(after),

@@ -1,0 +1,54 @@
+"""Resolve all versions anew and pin them: what `invoke lock` runs.
+
+uv.lock consists of download addresses of one registry and is not committed. The same resolution is written down twice
+without addresses: as `[tool.uv] constraint-dependencies` in pyproject.toml, which every `uv sync` obeys, and as
+hash-locked requirements/*.txt, for pip and for container files.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = ROOT / "pyproject.toml"
+PINS = re.compile(r"(?<=constraint-dependencies = \[\n).*?(?=^\]$)", re.DOTALL | re.MULTILINE)
+EXPORTS = {"train": ["--group", "train"], "serve": ["--group", "serve"], "dev": ["--group", "train", "--group", "dev"]}
+HEADER = "# Made by `invoke lock`; install with: pip install --require-hashes -r requirements/{name}.txt\n"
+
+
+def uv(*arguments: str) -> str:
+    """Run uv in the repository and return what it prints."""
+    return subprocess.run(["uv", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def pins(exported: str) -> list[str]:
+    """`name==version` or `name==version ; marker` of every package in a requirements file."""
+    return [line.split(" \\")[0].strip() for line in exported.splitlines() if re.match(r"[A-Za-z0-9].*==", line)]
+
+
+def main() -> None:
+    """Resolve without the old pins, then write the new ones."""
+    text = PYPROJECT.read_text(encoding="utf-8")
+    PYPROJECT.write_text(PINS.sub("", text, count=1), encoding="utf-8")
+    try:
+        uv("lock", "--upgrade")
+        everything = uv(
+            "export", "--quiet", "--all-groups", "--no-emit-project", "--no-hashes", "--no-annotate", "--no-header"
+        )
+    except subprocess.CalledProcessError as error:
+        PYPROJECT.write_text(text, encoding="utf-8")
+        sys.exit(f"error: nothing was changed: {error.stderr.strip()}")
+    block = "".join(f'    "{pin}",\n' for pin in pins(everything))
+    PYPROJECT.write_text(PINS.sub(lambda _: block, text, count=1), encoding="utf-8")
+    uv("lock")
+    for name, groups in EXPORTS.items():
+        exported = uv(
+            "export", "--quiet", "--no-default-groups", *groups, "--no-emit-project", "--no-annotate", "--no-header"
+        )
+        (ROOT / "requirements" / f"{name}.txt").write_text(HEADER.format(name=name) + exported, encoding="utf-8")
+    print(f"pinned {len(pins(everything))} packages in pyproject.toml and requirements/")
+
+
+if __name__ == "__main__":
+    main()

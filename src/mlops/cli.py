@@ -1,0 +1,123 @@
+"""`mlops`: tools that start from a checkpoint. Heavy imports wait until a command needs them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mlops
+from mlops.errors import MlopsError
+
+app = typer.Typer(
+    help="Tools that start from a checkpoint: everything they need is in that one file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+LATEST = Path("models/latest/best_model.pth")
+
+CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mlops {mlops.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def info(
+    checkpoint: CheckpointPath = LATEST,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything but the weights as JSON.")] = False,
+) -> None:
+    """Show what a checkpoint recognises, how well, and what it was made from."""
+    from mlops.checkpoint import read_metadata
+    from mlops.tables import show_metadata
+
+    metadata = read_metadata(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(metadata, indent=1, ensure_ascii=False))
+    else:
+        show_metadata(checkpoint, metadata)
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointPath = LATEST,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Folder, .tar or .zip as <class>/<image>; the checkpoint's own data when left out"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Also write the scores here; - is standard output.")
+    ] = None,
+) -> None:
+    """Score a checkpoint: accuracy, precision, recall and F1 of every class, and the confusion matrix."""
+    from mlops.evaluation.run import evaluate_checkpoint
+    from mlops.files import write_text
+    from mlops.tables import show_scores
+
+    scores = evaluate_checkpoint(checkpoint, data, split, processed)
+    text = json.dumps(scores, indent=1, ensure_ascii=False)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    show_scores(scores)
+    if json_file is not None:
+        write_text(Path(json_file), text + "\n")
+
+
+@app.command()
+def predict(
+    checkpoint: CheckpointPath,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them")],
+    csv_file: Annotated[
+        str | None, typer.Option("--csv", help="Write a CSV here instead of a table; - is standard output.")
+    ] = None,
+) -> None:
+    """Name what is on pictures. Those that cannot be read are listed at the end, and the exit code is 2 then."""
+    from mlops.evaluation.run import predict_images
+    from mlops.tables import predictions_as_csv, show_predictions
+
+    predictions, unreadable = predict_images(checkpoint, images)
+    if csv_file is None:
+        show_predictions(predictions)
+    elif csv_file == "-":
+        typer.echo(predictions_as_csv(predictions), nl=False)
+    else:
+        from mlops.files import write_text
+
+        write_text(Path(csv_file), predictions_as_csv(predictions))
+    if unreadable:
+        raise MlopsError([f"{path}: {reason}" for path, reason in unreadable])
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entrypoint: a mistake of the user's is one line a problem and exit code 2."""
+    try:
+        return app(arguments)
+    except MlopsError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # `mlops predict ... | head`
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

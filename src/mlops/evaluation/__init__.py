@@ -1,0 +1,1 @@
+"""Metrics of a trained network, and pictures of them."""

@@ -1,0 +1,165 @@
+"""From a checkpoint and images to scores or predictions, with nothing else at hand."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlops import config as schema
+from mlops import targets
+from mlops.checkpoint import Checkpoint, read, rebuild
+from mlops.data.batches import EVALUATION_BATCH, Batches
+from mlops.data.decode import Geometry, Unreadable, decode_all
+from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
+from mlops.data.sources import SPLITS, Listing, folder
+from mlops.data.tree import FolderTree, open_tree
+from mlops.errors import MlopsError, shorten
+from mlops.evaluation.evaluate import predict_split
+from mlops.evaluation.scores import score
+from mlops.image import EXTENSIONS, Pixels
+from mlops.progress import bar
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest class of one image."""
+
+    path: str
+    label: str
+    probability: float
+
+
+def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Path) -> dict[str, Any]:
+    """Scores of the checkpoint on a split of its own data, or on all images of `data`.
+
+    Raises:
+        MlopsError: the checkpoint or the data cannot be read, or do not fit each other.
+    """
+    if split not in SPLITS:
+        raise MlopsError(f"--split={split}: must be one of {', '.join(SPLITS)}")
+    checkpoint = read(path)
+    model = _model(checkpoint)
+    if data is not None:
+        logits, labels = _predict_listing(model, checkpoint, folder(open_tree(data, "DATA"), None))
+        return {"data": str(data), **score(logits, labels, checkpoint.classes)}
+    prepared = _own_data(checkpoint, processed)
+    batches = Batches(
+        prepared.images(split), prepared.labels(split), **_statistics(checkpoint), device=torch.device("cpu")
+    )
+    logits, labels = predict_split(model, batches.evaluation())
+    return {"data": f"{prepared.folder} ({split})", **score(logits, labels, checkpoint.classes)}
+
+
+def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction], list[tuple[str, str]]]:
+    """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
+    checkpoint = read(path)
+    model, statistics = _model(checkpoint), _statistics(checkpoint)
+    found: list[Prediction] = []
+    unreadable: list[tuple[str, str]] = []
+    names: list[str] = []
+    pixels: list[Pixels] = []
+
+    def flush() -> None:
+        if not names:
+            return
+        batches = Batches(
+            np.stack(pixels), np.zeros(len(names), dtype=np.int64), **statistics, device=torch.device("cpu")
+        )
+        logits, _ = predict_split(model, batches.evaluation())
+        best, labels = logits.softmax(dim=1).max(dim=1)
+        for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True):
+            found.append(Prediction(name, checkpoint.classes[label], probability))
+        names.clear()
+        pixels.clear()
+
+    for name, result in _decode_paths(images, _geometry(checkpoint)):
+        if isinstance(result, Unreadable):
+            unreadable.append((name, result.reason))
+            continue
+        names.append(name)
+        pixels.append(result)
+        if len(names) == EVALUATION_BATCH:
+            flush()
+    flush()
+    return found, unreadable
+
+
+def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[str, Any]]:
+    for path in images:
+        if path.is_dir():
+            tree = FolderTree(path)
+            inside = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
+            if not inside:
+                yield str(path), Unreadable("folder without images")
+        elif not path.exists():
+            yield str(path), Unreadable("no such file")
+            continue
+        else:
+            tree, inside = FolderTree(path.absolute().parent, only=path.name), [path.name]
+        with bar("predicting", len(inside)) as progress:
+            for name, result in zip(inside, decode_all(tree, inside, geometry, workers=0), strict=True):
+                progress.advance(1)
+                shown = str(path / name) if path.is_dir() else str(path)
+                yield shown, result if isinstance(result, Unreadable) else result.pixels
+
+
+def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing) -> tuple[Tensor, Tensor]:
+    unknown = sorted(set(listing.classes) - set(checkpoint.classes))
+    if unknown:
+        raise MlopsError(
+            f"{listing.tree.label}: the checkpoint knows no class {shorten(unknown)}; "
+            f"it knows {shorten(checkpoint.classes, 10)}"
+        )
+    names = [entry.path for entry in listing.entries]
+    labels = [checkpoint.classes.index(listing.classes[entry.label]) for entry in listing.entries]
+    pixels, bad = [], []
+    with bar("reading", len(names)) as progress:
+        for name, result in zip(names, decode_all(listing.tree, names, _geometry(checkpoint), workers=0), strict=True):
+            progress.advance(1)
+            if isinstance(result, Unreadable):
+                bad.append(f"{listing.tree.label}/{name}: {result.reason}; mend or remove it")
+            else:
+                pixels.append(result.pixels)
+    if bad:
+        # A score over fewer images than were asked for would look like the score that was asked for.
+        raise MlopsError(bad)
+    batches = Batches(
+        np.stack(pixels), np.array(labels, dtype=np.int64), **_statistics(checkpoint), device=torch.device("cpu")
+    )
+    return predict_split(model, batches.evaluation())
+
+
+def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
+    """The prepared data that the checkpoint names, made again from its source when it is not there."""
+    wanted = checkpoint.metadata["data"]
+    name = f"{wanted['name']}-{wanted['fingerprint']}"
+    # The name comes out of a file that anybody may have made; it must not lead elsewhere.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise MlopsError(f"checkpoint: names its data {name!r}, which is no name of a prepared folder")
+    if (processed / name).exists():
+        return open_prepared(processed / name)
+    index = build_index(checkpoint.config.data)
+    if index.fingerprint != wanted["fingerprint"]:
+        raise MlopsError(
+            f"{index.listing.tree.label}: is not the data this checkpoint was trained on ({wanted['fingerprint']}, "
+            f"found {index.fingerprint}); bring that data back or name a folder to evaluate"
+        )
+    return prepare(index, processed)
+
+
+def _model(checkpoint: Checkpoint) -> nn.Module:
+    return rebuild(checkpoint, targets.read_allowed(schema.config_folder()))
+
+
+def _geometry(checkpoint: Checkpoint) -> Geometry:
+    given = checkpoint.metadata["input"]
+    return Geometry(given["height"], given["width"], given["resize"], given["filter"])
+
+
+def _statistics(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"mean": checkpoint.metadata["input"]["mean"], "std": checkpoint.metadata["input"]["std"]}

@@ -1,0 +1,46 @@
+"""From a config node to a network, checked on the meta device before any data is decoded."""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from mlops import targets
+from mlops.data.keyed import key
+from mlops.errors import MlopsError, one_line
+from mlops.targets import Target
+
+
+def build_model(
+    node: Target, allowed: Collection[str], *, num_classes: int, image_size: int, channels_last: bool, seed: int = 0
+) -> nn.Module:
+    """The network that `node` names, with weights drawn from `seed`.
+
+    Raises:
+        MlopsError: the name is not allowed, or the network cannot be built.
+    """
+    torch.manual_seed(key(seed, "weights"))
+    model = targets.build(node, "model", allowed, num_classes=num_classes, image_size=image_size)
+    if not isinstance(model, nn.Module):
+        raise MlopsError(f"model._target_={node['_target_']}: built a {type(model).__name__}, not a torch.nn.Module")
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def check_model(node: Target, allowed: Collection[str], *, num_classes: int, image_size: int) -> list[str]:
+    """Whether the network can be built and gives one logit for each class. Takes no memory and little time."""
+    try:
+        with torch.device("meta"):
+            model = build_model(node, allowed, num_classes=num_classes, image_size=image_size, channels_last=False)
+            logits = model.eval()(torch.empty(2, 3, image_size, image_size))
+    except MlopsError as error:
+        return error.problems
+    except Exception as error:  # a forward pass of a user's network may raise anything
+        size = f"{image_size} x {image_size}"
+        return [f"model: {node['_target_']} cannot take images of {size} pixels (data.image_size): {one_line(error)}"]
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (2, num_classes):
+        return [
+            f"model: {node['_target_']} gives {shape} for 2 images, but the data has {num_classes} classes and needs "
+            f"(2, {num_classes}); leave out model.num_classes or set it to {num_classes}"
+        ]
+    return []

@@ -1,0 +1,95 @@
+"""What several tests share: small real images, and entrypoints run as a user runs them."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from samples import COLOURS, png
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """`pictures/<class>/<n>.png`: 3 classes of 20 images that differ by colour."""
+    root = tmp_path / "pictures"
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            (root / name / f"{number:02}.png").write_bytes(png(100 * index + number, colour=colour))
+    return root
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder: everything a run writes goes below it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The problems it named, one a line."""
+        return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def hydra_command(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Run an entrypoint in this process: `hydra_command("train", "seed=1")`."""
+    import importlib
+
+    handler = signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+
+    def run(module: str, *overrides: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [module, *overrides])
+        code = 0
+        try:
+            importlib.import_module(f"mlops.{module}").main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    for added in set(root.handlers) - set(before[1]):
+        root.removeHandler(added)
+        added.close()
+    root.setLevel(before[0])
+
+
+@pytest.fixture
+def mlops_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `mlops` in this process: `mlops_command("info", "x.pth")`."""
+    from mlops.cli import main
+
+    def run(*arguments: str | Path) -> Outcome:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

@@ -1,0 +1,140 @@
+import io
+import os
+import pickle
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mlops.data.tree import Tree, open_tree
+from mlops.errors import MlopsError
+
+FILES = {"a/1.png": b"one", "a/2.png": b"two", "b/3.png": b"three"}
+
+
+def make(kind: str, folder: Path, files: dict[str, bytes] = FILES) -> Path:
+    """A folder, .tar or .zip that holds `files`."""
+    path = folder / f"images.{kind}"
+    if kind == "folder":
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture(params=["folder", "tar", "zip"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Tree:
+    return open_tree(make(request.param, tmp_path))
+
+
+def test_folder_tar_and_zip_hold_the_same_files(tree: Tree):
+    assert tree.names == sorted(FILES)
+    assert tree.folders == ["a", "b"]
+    assert {name: tree.read(name) for name in tree.names} == FILES
+
+
+def test_a_tree_that_was_read_can_be_sent_to_another_process(tree: Tree):
+    tree.read("a/1.png")
+    assert pickle.loads(pickle.dumps(tree)).read("b/3.png") == b"three"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_hidden_files_and_what_macos_adds_are_left_out(kind: str, tmp_path: Path):
+    extra = {".DS_Store": b"", "a/.hidden.png": b"", ".git/x": b""}
+    if kind != "folder":
+        extra["__MACOSX/a/1.png"] = b""
+    assert open_tree(make(kind, tmp_path, FILES | extra)).names == sorted(FILES)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png"])
+def test_an_archive_with_an_unsafe_name_is_refused(kind: str, name: str, tmp_path: Path):
+    with pytest.raises(MlopsError, match="leaves its root"):
+        open_tree(make(kind, tmp_path, FILES | {name: b""}))
+
+
+def test_a_link_that_leaves_the_folder_is_refused_and_one_inside_is_followed(tmp_path: Path):
+    root = make("folder", tmp_path)
+    (root / "a" / "inside.png").symlink_to(root / "b" / "3.png")
+    assert open_tree(root).read("a/inside.png") == b"three"
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (root / "a" / "outside.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(MlopsError, match=r"a/outside\.png: is a link that leaves the folder"):
+        open_tree(root)
+
+
+def test_a_linked_folder_outside_and_one_that_holds_itself_are_refused(tmp_path: Path):
+    root = make("folder", tmp_path)
+    (tmp_path / "other").mkdir()
+    (root / "c").symlink_to(tmp_path / "other")
+    with pytest.raises(MlopsError, match="leaves the folder"):
+        open_tree(root)
+    (root / "c").unlink()
+    (root / "a" / "loop").symlink_to(root)
+    with pytest.raises(MlopsError, match="remove the link"):
+        open_tree(root)
+
+
+def test_a_link_inside_a_tar_is_refused(tmp_path: Path):
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("a/x.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(MlopsError, match=r"a/x\.png is a link"):
+        open_tree(path)
+
+
+def test_a_pipe_among_the_files_does_not_block(tmp_path: Path):
+    root = make("folder", tmp_path)
+    os.mkfifo(root / "a" / "pipe.png")
+    assert stat.S_ISFIFO((root / "a" / "pipe.png").stat().st_mode)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_tree(root).read("a/pipe.png")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_holds_a_name_twice_is_refused(tmp_path: Path):
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a/1.png"))
+        archive.addfile(tarfile.TarInfo("a/1.png"))
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("a/1.png", b"one")
+        archive.writestr("a/1.png", b"other")
+    for kind in ("tar", "zip"):
+        with pytest.raises(MlopsError, match=r"holds a/1\.png twice"):
+            open_tree(tmp_path / f"twice.{kind}")
+
+
+def test_what_is_not_there_or_no_archive_is_one_line(tmp_path: Path):
+    with pytest.raises(MlopsError, match=r"data\.root=.*nowhere: no such folder or archive"):
+        open_tree(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(MlopsError, match=r"is neither a folder nor a \.tar nor a \.zip"):
+        open_tree(tmp_path / "text")
+
+
+def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path: Path):
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a/1.png"))
+    with pytest.raises(MlopsError, match="compressed"):
+        open_tree(tmp_path / "x.tar.gz")
+
+
+def test_a_damaged_archive_is_one_line(tmp_path: Path):
+    whole = make("zip", tmp_path).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[:-30])
+    with pytest.raises(MlopsError, match="cut"):
+        open_tree(tmp_path / "cut.zip")

@@ -1,0 +1,36 @@
+"""Small real images, and settings for runs of a few seconds."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def png(seed: int = 0, size: tuple[int, int] = (12, 10), colour: tuple[int, int, int] | None = None) -> bytes:
+    """A PNG of noise, or of one colour with a little noise."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    pixels = rng.integers(0, 256, (height, width, 3))
+    if colour is not None:
+        pixels = np.clip(np.array(colour) + pixels // 8 - 16, 0, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 30, 40)}
+
+# A run of a few seconds on `pictures`: small images, one short epoch after another, no W&B.
+QUICK = (
+    "data=folder",
+    "data.image_size=8",
+    "data.split.val=0.2",
+    "data.split.test=0.2",
+    "model.width=8",
+    "training.batch_size=12",
+    "training.epochs=3",
+    "tracking=off",
+)
