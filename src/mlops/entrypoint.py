@@ -53,7 +53,7 @@ def start(
     Exits with 2 after a mistake of the user's, 143 after SIGTERM, 130 after SIGINT.
     """
     _register()
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
     try:
@@ -62,7 +62,9 @@ def start(
             problems = _check_all(arguments, list(replaced.values()), folders, check_more)
             if problems:
                 raise MlopsError(problems)
-        sys.argv[1:] = [*presets, *(replaced.get(text, text) for text in sys.argv[1:])]
+        # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
+        flags = [text for text in sys.argv[1:] if text not in replaced]
+        sys.argv[1:] = [*flags, *presets, *replaced.values()]
         # Hydra then lets exceptions pass instead of printing its own summary of them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, _terminate)

@@ -36,7 +36,7 @@ def train(config: Config, run: entrypoint.Run) -> None:  # noqa: PLR0915 - the r
     from mlops.data.prepare import build_index, prepare
     from mlops.evaluation.evaluate import evaluate_split, predict_split
     from mlops.evaluation.report import write_report
-    from mlops.evaluation.scores import score, test_metrics
+    from mlops.evaluation.scores import overall_metrics, score
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
     from mlops.tracking import Tracker
@@ -129,10 +129,10 @@ def train(config: Config, run: entrypoint.Run) -> None:  # noqa: PLR0915 - the r
         # Read back, so that what is scored is what was kept.
         model.load_state_dict(checkpoint.read(path).state_dict)
         scores = score(*predict_split(model, batches["test"].evaluation()), classes)
-        final = best() | test_metrics(scores)
+        final = best() | overall_metrics(scores)
         checkpoint.save(path, model.state_dict(), story | describe_epoch(final, history, steps))
         write_report(run.folder / "report", scores, history, int(final["epoch"]))
-        tracker.log_summary(test_metrics(scores))
+        tracker.log_summary(overall_metrics(scores))
         tracker.log_checkpoint(path)
 
     latest = Path(config.paths.models) / "latest" / "best_model.pth"

@@ -68,7 +68,7 @@ def test_every_change_of_the_arrays_gives_another_folder(pictures: Path):
         {"filter": "nearest"},
         {"split": SplitConfig(0.2, 0.2, seed=1)},
         {"limit": 30},
-        {"group": r"\d"},
+        {"group": r"\d\d"},
     ):
         fingerprints.add(build_index(replace(base, **changed)).fingerprint)
     image = pictures / "blue" / "00.png"

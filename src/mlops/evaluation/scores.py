@@ -53,6 +53,6 @@ def score(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, A
     }
 
 
-def test_metrics(scores: dict[str, Any]) -> dict[str, float]:
+def overall_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """The overall scores under the keys that epochs use: `test_loss`, `test_Accuracy`, ..."""
     return {f"test_{name}": scores[key] for name, key in _METRICS.items()}

@@ -22,7 +22,7 @@ class Residual(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             # Pooling before the 1x1 convolution sees every pixel, where a strided one would drop three of four.
-            pool = nn.AvgPool2d(stride) if stride != 1 else nn.Identity()
+            pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:

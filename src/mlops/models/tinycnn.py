@@ -15,6 +15,8 @@ class TinyCNN(nn.Module):
         self, num_classes: int, image_size: int, width: int = 32, hidden: int = 512, dropout: float = 0.3
     ) -> None:
         super().__init__()
+        if image_size < 8:
+            raise ValueError(f"image_size={image_size}: must be at least 8, for each of three blocks halves it")
         channels = (3, width, 2 * width, 4 * width)
         blocks: list[nn.Module] = []
         for before, after in pairwise(channels):

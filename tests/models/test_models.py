@@ -1,0 +1,80 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mlops.errors import MlopsError
+from mlops.models import SignNet, TinyCNN
+from mlops.models.build import build_model, check_model
+from mlops.targets import MODELS
+
+SIGNNET = {"_target_": "mlops.models.SignNet", "width": 8}
+TINYCNN = {"_target_": "mlops.models.TinyCNN", "width": 8, "hidden": 16}
+
+
+def build(node: dict[str, Any], seed: int = 0, **more: Any) -> nn.Module:
+    given = {"num_classes": 5, "image_size": 16, "channels_last": True, **more}
+    return build_model(node, MODELS, seed=seed, **given)
+
+
+@pytest.mark.parametrize("node", [SIGNNET, TINYCNN])
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_a_network_gives_one_logit_for_each_class_and_learns_from_every_weight(node: dict[str, Any], size: int):
+    model = build(node, image_size=size)
+    logits = model(torch.randn(4, 3, size, size))
+    assert logits.shape == (4, 5)
+    # The last batch norm of a residual block starts at zero, so what lies before it learns from the second step on.
+    nn.init.ones_(model.stages[0].body[-1].weight) if isinstance(model, SignNet) else None
+    model(torch.randn(4, 3, size, size)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_tinycnn_is_three_blocks_and_a_512_unit_head():
+    model = TinyCNN(num_classes=43, image_size=64)
+    assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == 3
+    assert [part.out_features for part in model.modules() if isinstance(part, nn.Linear)] == [512, 43]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_310_347
+
+
+def test_a_residual_block_starts_as_its_shortcut():
+    block = SignNet(num_classes=2, width=4).stages[0].eval()
+    images = torch.rand(1, 4, 8, 8)
+    torch.testing.assert_close(block(images), torch.relu(block.shortcut(images)))
+
+
+def test_the_weights_are_a_function_of_the_seed():
+    torch.manual_seed(123)
+    one, same, other = build(SIGNNET), build(SIGNNET), build(SIGNNET, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_channels_last_is_how_the_weights_lie():
+    kernel = dict(build(SIGNNET).named_parameters())["stages.0.body.0.weight"]
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert not kernel.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("node", "size", "problem"),
+    [
+        ({"_target_": "mlops.models.SignNet", "width": 0}, 16, "cannot be built"),
+        ({"_target_": "mlops.models.SignNet", "num_classes": 7}, 16, "gives (2, 7) for 2 images, but the data has 5"),
+        (TINYCNN, 7, "cannot be built: image_size=7: must be at least 8"),
+        (TINYCNN | {"image_size": 16}, 8, "cannot take images of 8 x 8 pixels (data.image_size)"),
+        ({"_target_": "os.getcwd"}, 16, "is not an allowed name"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_named_before_any_data(node: dict[str, Any], size: int, problem: str):
+    (found,) = check_model(node, MODELS, num_classes=5, image_size=size)
+    assert problem in found
+
+
+def test_a_network_that_fits_has_no_problem():
+    assert check_model(SIGNNET, MODELS, num_classes=5, image_size=16) == []
+
+
+def test_a_target_that_is_no_network_is_refused():
+    with pytest.raises(MlopsError, match=r"built a Counter, not a torch\.nn\.Module"):
+        build_model({"_target_": "collections.Counter"}, ["collections.Counter"], num_classes=2, image_size=8, channels_last=False)

@@ -1,0 +1,73 @@
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops.config import TrackingConfig
+from mlops.tracking import Tracker
+
+
+def tracker(folder: Path, mode: str) -> Tracker:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 0}, "f1n9e2")
+
+
+def test_metrics_jsonl_holds_one_object_an_epoch(tmp_path: Path):
+    with tracker(tmp_path, "off") as tracking:
+        tracking.log_epoch({"epoch": 1, "val_loss": 0.5})
+        tracking.log_epoch({"epoch": 2, "val_loss": 0.25})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": 0.25}]
+    assert not (tmp_path / "wandb").exists()
+
+
+def read_offline_run(folder: Path) -> list[tuple[str, Any]]:
+    """The records of a W&B offline run, by their kind: protobuf messages in LevelDB's log format."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, position, parts, found = file.read_bytes(), 7, b"", []  # 7 bytes name the format
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # no header fits the rest of a block
+            position += left
+            continue
+        length, part = struct.unpack("<HB", data[position + 4 : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if part in (1, 4):  # a whole record, or its last part
+            record = wandb_internal_pb2.Record.FromString(parts)
+            kind = record.WhichOneof("record_type")
+            found.append((kind, getattr(record, kind)))
+            parts = b""
+    return found
+
+
+def test_an_offline_run_holds_config_metrics_and_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    folder = tmp_path / "2026-01-01" / "12-00-00-abcd"
+    with tracker(folder, "offline") as tracking:
+        (folder / "best_model.pth").write_bytes(b"weights")
+        tracking.log_epoch({"epoch": 1, "val_loss": 0.5})
+        tracking.log_epoch({"epoch": 2, "val_loss": 0.25})
+        tracking.log_summary({"test_Accuracy": 0.9})
+        tracking.log_checkpoint(folder / "best_model.pth")
+    records = read_offline_run(folder)
+    (run,) = [record for kind, record in records if kind == "run"]
+    assert run.display_name == "2026-01-01/12-00-00-abcd"
+    assert "seed" in {update.key for update in run.config.update}
+    rows = [{"/".join(i.nested_key) or i.key: i.value_json for i in record.item} for kind, record in records if kind == "history"]
+    assert [(row["epoch"], row["val_loss"]) for row in rows] == [("1", "0.5"), ("2", "0.25")]
+    (artifact,) = [record for kind, record in records if kind == "artifact" and record.type == "model"]
+    assert set(artifact.aliases) >= {"best", "f1n9e2"}
+    assert [record.exit_code for kind, record in records if kind == "exit"] == [0]
+
+
+def test_a_run_that_fails_is_marked_as_failed(tmp_path: Path):
+    for position, (error, code) in enumerate(((ValueError(), 1), (SystemExit(143), 143))):
+        folder = tmp_path / str(position)
+        with pytest.raises(type(error)), tracker(folder, "offline"):
+            raise error
+        assert [record.exit_code for kind, record in read_offline_run(folder) if kind == "exit"] == [code]
