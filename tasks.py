@@ -7,7 +7,7 @@ import sys
 from itertools import pairwise
 from typing import NoReturn
 
-from invoke import Context, Exit, task
+from invoke import Context, Exit, Task, task
 
 PYTHON = sys.executable
 LATEST = "models/latest/best_model.pth"
@@ -20,18 +20,6 @@ def _become(*command: str) -> NoReturn:
     if os.name == "posix":
         os.execv(PYTHON, [PYTHON, *command])
     raise SystemExit(subprocess.run([PYTHON, *command], check=False).returncode)
-
-
-def _refuse_bare_overrides(words: list[str]) -> None:
-    """`invoke train lr=1` would end in "No idea what 'lr=1' is!"; say what works instead."""
-    bare = [word for before, word in pairwise(words) if "=" in word and "-" not in (word[0], before[0])]
-    if bare:
-        task_name = next((word for word in words[1:] if not word.startswith("-") and "=" not in word), "train")
-        right = " ".join(f"-o {shlex.quote(word)}" for word in bare)
-        raise Exit(f"error: {bare[0]}: overrides follow -o: invoke {task_name} {right}", code=2)
-
-
-_refuse_bare_overrides(sys.argv)
 
 
 @task(iterable=["override"], help=OVERRIDE)
@@ -98,3 +86,18 @@ def _all_of(c: Context, **commands: str) -> None:
     print("\n".join(f"{'ok    ' if ok else 'FAILED'} {name}" for name, ok in results.items()), flush=True)
     if not all(results.values()):
         raise Exit(code=1)
+
+
+def _refuse_bare_overrides(words: list[str], tasks: list[str]) -> None:
+    """`invoke train lr=1` would end in "No idea what 'lr=1' is!"; say what works instead."""
+    bare = [word for before, word in pairwise(words) if "=" in word and not word.startswith("-") and before[0] != "-"]
+    if bare:
+        name = next((word for word in words if word in tasks), "train")
+        right = " ".join(f"-o {shlex.quote(word)}" for word in bare)
+        raise Exit(f"error: {bare[0]}: overrides follow -o: invoke {name} {right}", code=2)
+
+
+# invoke offers no place for this between reading this file and reading the command line.
+_refuse_bare_overrides(
+    sys.argv, [name.replace("_", "-") for name, value in globals().items() if isinstance(value, Task)]
+)

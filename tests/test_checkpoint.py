@@ -23,7 +23,14 @@ def metadata(**changes: Any) -> dict[str, Any]:
     return {
         "config": values,
         "classes": ["cat", "dög"],
-        "input": {"height": 16, "width": 16, "mean": [0.1] * 3, "std": [0.2] * 3, "resize": "squash", "filter": "bilinear"},
+        "input": {
+            "height": 16,
+            "width": 16,
+            "mean": [0.1] * 3,
+            "std": [0.2] * 3,
+            "resize": "squash",
+            "filter": "bilinear",
+        },
         "metrics": {"epoch": 1, "val_Accuracy": 1 / 3},
         "code": {"version": "0.1.0"},
         "temperature": None,
@@ -94,7 +101,9 @@ def test_changed_metadata_is_found(path: Path):
         checkpoint.read(path)
 
 
-def test_a_later_format_is_refused_with_the_version_that_reads_it(tmp_path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_a_later_format_is_refused_with_the_version_that_reads_it(
+    tmp_path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     checkpoint.save(tmp_path / "later.pth", model.state_dict(), metadata(code={"version": "9.9.0"}))
     monkeypatch.undo()
@@ -154,7 +163,9 @@ def test_a_target_that_is_not_allowed_is_not_built(tmp_path: Path, model: torch.
     assert not (tmp_path / "planted").exists()
 
 
-def test_a_loaded_config_is_never_resolved_again(tmp_path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_a_loaded_config_is_never_resolved_again(
+    tmp_path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SECRET", "hunter2")
     values = metadata()
     values["config"]["tracking"]["project"] = "${oc.env:SECRET}"

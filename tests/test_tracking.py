@@ -58,7 +58,11 @@ def test_an_offline_run_holds_config_metrics_and_the_checkpoint(tmp_path: Path, 
     (run,) = [record for kind, record in records if kind == "run"]
     assert run.display_name == "2026-01-01/12-00-00-abcd"
     assert "seed" in {update.key for update in run.config.update}
-    rows = [{"/".join(i.nested_key) or i.key: i.value_json for i in record.item} for kind, record in records if kind == "history"]
+    rows = [
+        {"/".join(i.nested_key) or i.key: i.value_json for i in record.item}
+        for kind, record in records
+        if kind == "history"
+    ]
     assert [(row["epoch"], row["val_loss"]) for row in rows] == [("1", "0.5"), ("2", "0.25")]
     (artifact,) = [record for kind, record in records if kind == "artifact" and record.type == "model"]
     assert set(artifact.aliases) >= {"best", "f1n9e2"}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
-from samples import QUICK, ROOT
 
+from conftest import Command
 from mlops import checkpoint
+from samples import QUICK, ROOT
 
 
 def only_run(workplace: Path) -> Path:
@@ -25,7 +25,13 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
     done = hydra_command("train", *QUICK, f"data.root={pictures}", "model.dropout=0.1")
     assert done.code == 0, done.err
     folder = only_run(workplace)
-    assert {path.name for path in folder.iterdir()} == {".hydra", "best_model.pth", "metrics.jsonl", "report", "train.log"}
+    assert {path.name for path in folder.iterdir()} == {
+        ".hydra",
+        "best_model.pth",
+        "metrics.jsonl",
+        "report",
+        "train.log",
+    }
     assert {path.name for path in (folder / "report").iterdir()} == {"test.json", "curves.png", "confusion_matrix.png"}
     for shown in ("test accuracy", "models/latest/best_model.pth", "report", "train.log", "mlops evaluate"):
         assert shown in done.out
@@ -33,12 +39,21 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
 
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    wanted = {"train_loss", "val_loss", "train_Accuracy", "val_Accuracy", "val_Precision", "val_Recall", "val_F1", "epoch"}
+    wanted = {
+        "train_loss",
+        "val_loss",
+        "train_Accuracy",
+        "val_Accuracy",
+        "val_Precision",
+        "val_Recall",
+        "val_F1",
+        "epoch",
+    }
     assert set(history[0]) >= wanted
 
     loaded = checkpoint.read(folder / "best_model.pth")
     story = loaded.metadata
-    best = max(history, key=lambda row: row["val_Accuracy"])
+    best = max(history, key=lambda row: (row["val_Accuracy"], -row["val_loss"]))
     assert story["history"] == history
     assert story["epoch"] == best["epoch"]
     assert story["metrics"].items() >= best.items()
@@ -48,7 +63,19 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
     assert story["config"]["model"] == {"_target_": "mlops.models.SignNet", "width": 8, "dropout": 0.1}
     assert story["data"]["name"] == "pictures"
     assert set(story) == {
-        *("format", "config", "classes", "input", "metrics", "history", "epoch", "step", "epoch_digests", "start", "data"),
+        *(
+            "format",
+            "config",
+            "classes",
+            "input",
+            "metrics",
+            "history",
+            "epoch",
+            "step",
+            "epoch_digests",
+            "start",
+            "data",
+        ),
         *("code", "environment", "created", "temperature", "reference", "digest"),
     }
     scores = json.loads((folder / "report" / "test.json").read_text())
@@ -61,7 +88,9 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read(file).state_dict
 
 
-def test_the_same_command_twice_gives_the_same_weights_bit_for_bit(pictures: Path, workplace: Path, hydra_command: Command):
+def test_the_same_command_twice_gives_the_same_weights_bit_for_bit(
+    pictures: Path, workplace: Path, hydra_command: Command
+):
     for seed in (0, 0, 1):
         assert hydra_command("train", *QUICK, f"data.root={pictures}", f"seed={seed}").code == 0
         time.sleep(1.1)  # the folders' names then sort by time
@@ -71,7 +100,12 @@ def test_the_same_command_twice_gives_the_same_weights_bit_for_bit(pictures: Pat
 
 
 def test_the_best_epoch_is_judged_by_the_monitor(pictures: Path, workplace: Path, hydra_command: Command):
-    more = ["training.monitor=val_loss", "training.epochs=6", "training.optimizer.lr=0.3", "training.schedule.name=constant"]
+    more = [
+        "training.monitor=val_loss",
+        "training.epochs=6",
+        "training.optimizer.lr=0.3",
+        "training.schedule.name=constant",
+    ]
     assert hydra_command("train", *QUICK, f"data.root={pictures}", *more).code == 0
     story = checkpoint.read_metadata(only_run(workplace) / "best_model.pth")
     losses = [row["val_loss"] for row in story["history"]]
@@ -79,7 +113,9 @@ def test_the_best_epoch_is_judged_by_the_monitor(pictures: Path, workplace: Path
 
 
 @pytest.mark.parametrize("more", [["debug=smoke"], ["--multirun", "seed=0,1"]], ids=["debug", "sweep"])
-def test_a_debug_run_and_a_trial_of_a_sweep_do_not_replace_the_latest_model(more: list[str], pictures: Path, workplace: Path, hydra_command: Command):
+def test_a_debug_run_and_a_trial_of_a_sweep_do_not_replace_the_latest_model(
+    more: list[str], pictures: Path, workplace: Path, hydra_command: Command
+):
     done = hydra_command("train", *QUICK, f"data.root={pictures}", *more)
     assert done.code == 0, done.err
     runs = list((workplace / "outputs").glob("*/*/best_model.pth"))
@@ -110,7 +146,14 @@ def test_overfit_says_so_when_a_network_cannot_learn(workplace: Path, hydra_comm
 
 def test_all_mistakes_are_reported_at_once_and_no_run_folder_is_made(workplace: Path, hydra_command: Command):
     done = hydra_command(
-        "train", "sed=1", "training.optimizer.lr=abc", "training.batch_size=-4", "model.widht=3", "data=digit", "a=[1,", "foo"
+        "train",
+        "sed=1",
+        "training.optimizer.lr=abc",
+        "training.batch_size=-4",
+        "model.widht=3",
+        "data=digit",
+        "a=[1,",
+        "foo",
     )
     assert done.code == 2
     assert len(done.errors) == 7
@@ -130,7 +173,10 @@ def test_all_mistakes_are_reported_at_once_and_no_run_folder_is_made(workplace: 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["training.optimizer.lr=-1"], "training.optimizer: torch.optim.AdamW cannot be built: Invalid learning rate: -1"),
+        (
+            ["training.optimizer.lr=-1"],
+            "training.optimizer: torch.optim.AdamW cannot be built: Invalid learning rate: -1",
+        ),
         (["model.width=0"], "model: mlops.models.SignNet cannot be built"),
         (["model=tinycnn", "data.image_size=7"], "image_size=7: must be at least 8"),
         (["data=folder"], "data.root=null: data.source=folder needs a folder"),
@@ -147,7 +193,9 @@ def test_a_mistake_costs_no_run(overrides: list[str], problem: str, workplace: P
     assert list(workplace.iterdir()) == []
 
 
-def test_a_head_of_another_size_is_refused_before_images_are_decoded(pictures: Path, workplace: Path, hydra_command: Command):
+def test_a_head_of_another_size_is_refused_before_images_are_decoded(
+    pictures: Path, workplace: Path, hydra_command: Command
+):
     done = hydra_command("train", *QUICK, f"data.root={pictures}", "model.num_classes=7")
     assert done.code == 2
     assert done.errors == [
@@ -158,14 +206,22 @@ def test_a_head_of_another_size_is_refused_before_images_are_decoded(pictures: P
 
 
 def test_a_parameter_that_the_target_takes_needs_no_plus(pictures: Path, workplace: Path, hydra_command: Command):
-    more = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9", "training.optimizer.nesterov=true"]
+    more = [
+        "training.optimizer._target_=torch.optim.SGD",
+        "training.optimizer.momentum=0.9",
+        "training.optimizer.nesterov=true",
+    ]
     assert hydra_command("train", *QUICK, f"data.root={pictures}", *more).code == 0
     optimizer = checkpoint.read_metadata(only_run(workplace) / "best_model.pth")["config"]["training"]["optimizer"]
     assert optimizer["momentum"] == 0.9
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(pictures: Path, workplace: Path, hydra_command: Command):
-    more = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=1e38", "training.schedule.name=constant"]
+    more = [
+        "training.optimizer._target_=torch.optim.SGD",
+        "training.optimizer.lr=1e38",
+        "training.schedule.name=constant",
+    ]
     done = hydra_command("train", *QUICK, f"data.root={pictures}", *more)
     assert done.code == 2
     assert "the loss is " in done.err
@@ -190,13 +246,17 @@ def start(module: str, *overrides: str) -> subprocess.Popen[str]:
 def test_it_also_runs_as_src_mlops_train_from_the_repository(tmp_path: Path):
     paths = [f"paths.{name}={tmp_path / name}" for name in ("processed", "outputs", "models")]
     overrides = ["debug=smoke", "tracking=off", *paths]
-    done = subprocess.run([sys.executable, "-m", "src.mlops.train", *overrides], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "src.mlops.train", *overrides], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs").glob("*/*/best_model.pth"))) == 1
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(how: signal.Signals, code: int, pictures: Path, workplace: Path):
+def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(
+    how: signal.Signals, code: int, pictures: Path, workplace: Path
+):
     quick = [setting for setting in QUICK if not setting.startswith(("training.epochs", "tracking"))]
     run = start("mlops.train", *quick, f"data.root={pictures}", "training.epochs=100000")
     deadline = time.monotonic() + 120

@@ -96,7 +96,9 @@ class TrainingConfig:
     optimizer: Target = setting({}, "_target_ and its parameters; lr is the highest learning rate of the schedule")
     schedule: ScheduleConfig = section(ScheduleConfig, "the learning rate over the run")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", minimum=0, below=1)
-    monitor: Monitor = setting("val_Accuracy", "metric key that picks the best epoch; a loss is minimised")
+    monitor: Monitor = setting(
+        "val_Accuracy", "metric key that picks the best epoch (of those that tie, the lowest val_loss)"
+    )
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "bf16 autocast where the hardware has it (auto)")
     channels_last: bool = setting(True, "keep images and weights in channels-last memory")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")

@@ -1,12 +1,18 @@
-"""`python -m mlops.preprocess`: images -> arrays that training reads. Also run by training when they are missing."""
+"""`python -m mlops.preprocess`: images -> arrays that training reads. Also run by training when they are missing.
+
+Imports wait until they are needed: the processes that decode images import this module when they start.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlops import entrypoint
 from mlops.config import Config
 
+if TYPE_CHECKING:
+    from mlops.entrypoint import Run
 
-def preprocess(config: Config, run: entrypoint.Run) -> None:  # noqa: ARG001 - every Hydra task is handed its run
+
+def preprocess(config: Config, run: "Run") -> None:  # noqa: ARG001 - every Hydra task is handed its run
     """Prepare the images that `config.data` names, and show what came of it."""
     from mlops.data.prepare import build_index, prepare
     from mlops.tables import show_prepared
@@ -16,6 +22,8 @@ def preprocess(config: Config, run: entrypoint.Run) -> None:  # noqa: ARG001 - e
 
 def main() -> None:
     """The entrypoint."""
+    from mlops import entrypoint
+
     # Its log belongs to the data; a run folder would hold nothing else.
     presets = ["hydra.run.dir=${paths.processed}", "hydra.output_subdir=null"]
     entrypoint.start(preprocess, "preprocess", presets=presets)

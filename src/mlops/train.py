@@ -1,7 +1,7 @@
 """`python -m mlops.train`: images -> `best_model.pth`. The run, from top to bottom.
 
-torch is imported inside, after the config has been checked: a typo is answered in half a second, and the processes
-that decode images, which import this module when they start, stay light.
+Imports wait until they are needed: a typo is answered before torch is there, and the processes that decode images,
+which import this module when they start, stay light.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops import config as schema
-from mlops import entrypoint, targets
+from mlops import targets
 from mlops.config import Config
 from mlops.errors import MlopsError
 from mlops.files import atomic
@@ -20,13 +20,15 @@ from mlops.files import atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mlops.entrypoint import Run
+
 log = logging.getLogger(__name__)
 
 # What floating point and dropout leave of zero after `training.overfit_batches`.
 OVERFITTED_LOSS = 0.05
 
 
-def train(config: Config, run: entrypoint.Run) -> None:  # noqa: PLR0915 - the run is meant to stand on one page
+def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is meant to stand on one page
     """Prepare the data, train, keep the best epoch, score it on the test split, and write its whole story."""
     import torch
 
@@ -87,8 +89,9 @@ def train(config: Config, run: entrypoint.Run) -> None:  # noqa: PLR0915 - the r
     path, history = run.folder / "best_model.pth", list[Metrics]()
 
     def best() -> Metrics:
+        # A small validation split is soon without a mistake; of epochs that tie, the surer one is the better.
         sign = -1 if settings.monitor.endswith("_loss") else 1
-        return max(history, key=lambda metrics: sign * metrics[settings.monitor])
+        return max(history, key=lambda metrics: (sign * metrics[settings.monitor], -metrics["val_loss"]))
 
     with (
         Tracker(config.tracking, run.folder, dataclasses.asdict(config), data.fingerprint) as tracker,
@@ -166,6 +169,8 @@ def check_targets(raw: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """The entrypoint."""
+    from mlops import entrypoint
+
     entrypoint.start(train, "train", check_targets)
 
 

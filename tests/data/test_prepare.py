@@ -126,7 +126,7 @@ def test_a_damaged_folder_is_named_with_what_to_do(pictures: Path, tmp_path: Pat
     folder = prepare(build_index(config(pictures)), tmp_path / "processed").folder
     whole = (folder / "val.images.npy").read_bytes()
     (folder / "val.images.npy").write_bytes(whole[:-100])
-    with pytest.raises(MlopsError, match="is damaged .* remove the folder and prepare again"):
+    with pytest.raises(MlopsError, match=r"is damaged .* remove the folder and prepare again"):
         open_prepared(folder)
     (folder / "val.images.npy").unlink()
     with pytest.raises(MlopsError, match=r"val\.images\.npy: is missing"):

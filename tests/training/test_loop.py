@@ -113,7 +113,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step():
     def step(batch: Batch) -> tuple[Tensor, Tensor]:
         return torch.tensor(float("nan") if batch.step == 4 else 1.0), torch.zeros(8, 2)
 
-    with pytest.raises(MlopsError, match=r"epoch 2, step 2 of 3: the loss is nan; try a smaller training\.optimizer\.lr"):
+    with pytest.raises(
+        MlopsError, match=r"epoch 2, step 2 of 3: the loss is nan; try a smaller training\.optimizer\.lr"
+    ):
         run(step)
 
 

@@ -176,7 +176,6 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
     config, classes = index.config, index.classes
     geometry = Geometry(config.image_size, config.image_size, config.resize, config.filter)
     counts = {split: Counter(dict.fromkeys(classes, 0)) for split in SPLITS}
-    sums = np.zeros((2, 3), dtype=np.int64)
     skipped: list[dict[str, str]] = []
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     names = [item.entry.path for item in index.items]
@@ -199,9 +198,6 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
             labels[item.split].append(entry.label)
             counts[item.split][classes[entry.label]] += 1
             table.writerow([entry.path, item.sha256, result.width, result.height, entry.label, entry.group, item.split])
-            if item.split == "train":
-                wide = result.pixels.reshape(-1, 3).astype(np.int64)
-                sums += (wide.sum(axis=0), (wide * wide).sum(axis=0))
     _check_skipped(skipped, len(names), config.max_bad)
     for split in SPLITS:
         np.save(folder / f"{split}.labels.npy", np.array(labels[split], dtype=np.int64))
@@ -209,10 +205,7 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
     lost += [split for split in SPLITS if not labels[split]]
     if lost:
         raise MlopsError(f"{index.listing.tree.label}: no readable image is left of {shorten(lost)}")
-    pixels = sum(counts["train"].values()) * geometry.height * geometry.width
-    mean, square = sums[0] / pixels, sums[1] / pixels
-    # A constant channel would divide by zero; one grey level is the least that uint8 can differ by.
-    std = np.sqrt(np.maximum(square - mean**2, 1.0))
+    mean, std = _channel_statistics(_load(folder / "train.images.npy"))
     return {
         "name": index.name,
         "fingerprint": index.fingerprint,
@@ -221,8 +214,8 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         "resize": config.resize,
         "filter": config.filter,
         "counts": {split: dict(counts[split]) for split in SPLITS},
-        "mean": (mean / 255).tolist(),
-        "std": (std / 255).tolist(),
+        "mean": mean,
+        "std": std,
         "source": {"kind": config.source, "root": config.root, "dvc_md5": None},
         "split": asdict(config.split),
         "skipped": skipped,
@@ -234,6 +227,22 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _channel_statistics(images: Pixels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, of pixels in 0..1."""
+    # Exact: a histogram of whole numbers, taken in parts that fit in memory.
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(images), 1024):
+        for channel in range(3):
+            part = images[start : start + 1024, :, :, channel]
+            histogram[channel] += np.bincount(part.reshape(-1), minlength=256)
+    levels = np.arange(256) / 255
+    mean = histogram @ levels / histogram.sum(axis=1)
+    square = histogram @ levels**2 / histogram.sum(axis=1)
+    # A constant channel would divide by zero; one grey level is the least that uint8 can differ by.
+    std = np.sqrt(np.maximum(square - mean**2, (1 / 255) ** 2))
+    return mean.tolist(), std.tolist()
 
 
 class _ArrayWriter:

@@ -1,0 +1,48 @@
+"""A disk that is full, for real: a tmpfs of two megabytes. Skips where it may not be mounted."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from samples import QUICK
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_preparing_on_a_full_disk_is_one_line_and_leaves_nothing(
+    small_disk: Path, pictures: Path, hydra_command: Command
+):
+    done = hydra_command(
+        "preprocess", "data=folder", f"data.root={pictures}", "data.image_size=256", f"paths.processed={small_disk}"
+    )
+    assert done.code == 2, done.err
+    (line,) = done.errors
+    assert "No space left on device; free some space" in line
+    assert not [path for path in small_disk.iterdir() if path.name.endswith(".tmp") or path.name.startswith("pictures")]
+
+
+def test_a_checkpoint_that_does_not_fit_keeps_the_old_one(
+    small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command
+):
+    settings = [*QUICK, f"data.root={pictures}", f"paths.models={small_disk}"]
+    assert hydra_command("train", *settings).code == 0
+    kept = (small_disk / "latest" / "best_model.pth").read_bytes()
+    (small_disk / "filler").write_bytes(b"\0" * (2 * 1024**2 - len(kept) - 65536))
+    done = hydra_command("train", *settings, "seed=1", "model.width=64")
+    assert done.code == 2, done.err
+    assert "No space left on device; free some space" in done.errors[0]
+    assert (small_disk / "latest" / "best_model.pth").read_bytes() == kept
+    assert [path.name for path in (small_disk / "latest").iterdir()] == ["best_model.pth"]

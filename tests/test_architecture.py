@@ -1,0 +1,64 @@
+"""The house keeps its floors."""
+
+import ast
+import subprocess
+import sys
+
+from samples import ROOT
+
+PACKAGE = ROOT / "src" / "mlops"
+# From the ground up; a module may import those before its own floor, and its own floor's.
+FLOORS = [
+    {"errors", "files", "image", "progress"},
+    {"targets", "tables"},
+    {"config"},
+    {"data"},
+    {"models", "provenance", "tracking"},
+    {"checkpoint", "training", "evaluation"},
+    {"entrypoint", "preprocess", "train", "cli"},
+]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules of the package that a file imports, also inside its functions, but not for types only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mlops":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_every_import_goes_down():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for name in imports(ast.parse(path.read_text())):
+            if FLOOR[name] > FLOOR[own]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_only_image_decodes_and_only_targets_builds_by_name():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if path.name != "image.py":
+            assert "from PIL import Image" not in text, path
+        if path.name != "targets.py":
+            assert "import_module" not in text, path
+            assert "instantiate(" not in text, path
+
+
+def test_the_ground_floor_and_the_config_need_no_torch():
+    modules = "mlops.errors, mlops.files, mlops.image, mlops.progress, mlops.config, mlops.targets, mlops.checkpoint, mlops.train, mlops.preprocess, mlops.data.prepare"
+    code = f"import sys, {modules}; print('torch' in sys.modules, 'hydra' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False False\n"
+    )

@@ -1,0 +1,170 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import Command
+from mlops import checkpoint
+from samples import COLOURS, QUICK, png
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a run on red, green and blue pictures succeeded."""
+    work = tmp_path_factory.mktemp("trained")
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        (work / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            (work / "pictures" / name / f"{number:02}.png").write_bytes(png(100 * index + number, colour=colour))
+    overrides = [setting for setting in QUICK if "epochs" not in setting]
+    subprocess.run(
+        [sys.executable, "-m", "mlops.train", *overrides, "training.epochs=10", "data.root=pictures"],
+        cwd=work,
+        check=True,
+        capture_output=True,
+    )
+    return work
+
+
+@pytest.fixture
+def mlops(mlops_command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.chdir(trained)
+    return mlops_command
+
+
+LATEST = "models/latest/best_model.pth"
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy():
+    code = (
+        "import sys; from mlops.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("info", "evaluate", "predict"))
+    assert done.stdout.endswith("[]\n")
+
+
+def test_info_is_a_page_and_json_is_all_of_it(mlops: Command, trained: Path):
+    page = mlops("info")
+    assert page.code == 0
+    assert "3 classes: blue, green, red" in page.out
+    assert "mlops.models.SignNet" in page.out
+    assert json.loads(mlops("info", "--json").out) == checkpoint.read_metadata(trained / LATEST)
+
+
+def test_evaluate_scores_the_test_split_as_training_did(mlops: Command, trained: Path):
+    table = mlops("evaluate")
+    assert table.code == 0
+    assert all(word in table.out for word in ("accuracy", "macro f1", "precision", "blue", "Confusion matrix"))
+    printed = mlops("evaluate", "--json", "-")
+    scores = json.loads(printed.out)
+    story = checkpoint.read_metadata(trained / LATEST)
+    assert scores["n"] == 12
+    assert scores["accuracy"] == story["metrics"]["test_Accuracy"]
+    assert scores["loss"] == story["metrics"]["test_loss"]
+    assert set(scores["per_class"]["red"]) == {"precision", "recall", "f1", "n"}
+    mlops("evaluate", LATEST, "--split", "val", "--json", "val.json")
+    assert json.loads((trained / "val.json").read_text())["loss"] == story["metrics"]["val_loss"]
+
+
+def test_evaluate_takes_any_folder_or_archive_with_some_of_the_classes(mlops: Command, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+        for name in ("green", "red"):
+            for number in range(5):
+                archive.writestr(f"{name}/{number}.png", png(1000 + number, colour=COLOURS[name]))
+    scores = json.loads(mlops("evaluate", LATEST, tmp_path / "new.zip", "--json", "-").out)
+    assert scores["n"] == 10
+    assert scores["per_class"]["blue"]["n"] == 0
+    assert scores["accuracy"] == 1.0
+
+
+def test_evaluate_prepares_the_data_again_when_it_is_gone_and_refuses_other_data(
+    mlops: Command, trained: Path, tmp_path: Path
+):
+    again = mlops("evaluate", LATEST, "--json", "-", "--processed", tmp_path / "again")
+    assert json.loads(again.out)["accuracy"] == json.loads(mlops("evaluate", "--json", "-").out)["accuracy"]
+    image = trained / "pictures" / "red" / "00.png"
+    before = image.read_bytes()
+    image.write_bytes(png(5))
+    changed = mlops("evaluate", LATEST, "--processed", tmp_path / "other")
+    image.write_bytes(before)
+    assert changed.code == 2
+    assert "is not the data this checkpoint was trained on" in changed.errors[0]
+
+
+def test_predict_names_what_is_on_files_and_in_folders(mlops: Command, tmp_path: Path):
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    (tmp_path / "new" / "deep" / "g.png").write_bytes(png(7, colour=COLOURS["green"]))
+    (tmp_path / "r.png").write_bytes(png(8, colour=COLOURS["red"]))
+    table = mlops("predict", LATEST, tmp_path / "r.png", tmp_path / "new")
+    assert table.code == 0
+    assert "red" in table.out
+    assert "green" in table.out
+    printed = mlops("predict", LATEST, tmp_path / "r.png", tmp_path / "new", "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [(row["path"], row["label"]) for row in rows] == [
+        (str(tmp_path / "r.png"), "red"),
+        (str(tmp_path / "new" / "deep" / "g.png"), "green"),
+    ]
+    assert all(0.34 < float(row["probability"]) <= 1 for row in rows)
+
+
+def test_predict_names_what_it_cannot_read_and_still_predicts_the_rest(mlops: Command, tmp_path: Path):
+    (tmp_path / "r.png").write_bytes(png(8, colour=COLOURS["red"]))
+    (tmp_path / "page.png").write_bytes(b"<html>")
+    (tmp_path / "empty").mkdir()
+    done = mlops(
+        "predict",
+        LATEST,
+        *(tmp_path / name for name in ("r.png", "page.png", "none.png", "empty")),
+        "--csv",
+        tmp_path / "p.csv",
+    )
+    assert done.code == 2
+    assert done.errors == [
+        f"{tmp_path}/page.png: not an image of a known format",
+        f"{tmp_path}/none.png: no such file",
+        f"{tmp_path}/empty: folder without images",
+    ]
+    assert (tmp_path / "p.csv").read_text().splitlines()[1].startswith(f"{tmp_path}/r.png,red,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["info", "none.pth"], "none.pth: no such file; train first"),
+        (["evaluate", "pictures/red/01.png"], "is not a checkpoint of this project"),
+        (["evaluate", LATEST, "nowhere"], "DATA=nowhere: no such folder or archive"),
+        (["evaluate", LATEST, "--split", "dev"], "--split=dev: must be one of train, val, test"),
+        (["predict", "pictures", "pictures"], "pictures"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], problem: str, mlops: Command):
+    done = mlops(*arguments)
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert problem in done.errors[0]
+
+
+def test_a_class_the_checkpoint_does_not_know_is_named(mlops: Command, tmp_path: Path):
+    for name in ("red", "violet"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        (tmp_path / "new" / name / "1.png").write_bytes(png())
+    done = mlops("evaluate", LATEST, tmp_path / "new")
+    assert done.errors == [f"{tmp_path}/new: the checkpoint knows no class violet; it knows blue, green, red"]
+
+
+def test_a_damaged_image_in_a_folder_to_score_is_refused_not_left_out(mlops: Command, tmp_path: Path):
+    for name in ("red", "blue"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        (tmp_path / "new" / name / "1.png").write_bytes(png())
+    (tmp_path / "new" / "red" / "2.png").write_bytes(b"")
+    done = mlops("evaluate", LATEST, tmp_path / "new")
+    assert done.code == 2
+    assert "red/2.png: empty file" in done.errors[0]

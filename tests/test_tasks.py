@@ -1,0 +1,71 @@
+"""`invoke` as a user types it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from samples import QUICK, ROOT
+
+
+def invoke(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_list_reads_as_a_menu():
+    listed = invoke("--list").stdout
+    for task in ("preprocess-data", "train", "evaluate", "info", "test", "lint", "lock"):
+        (line,) = [line for line in listed.splitlines() if line.split()[:1] == [task]]
+        assert len(line.split()) > 4, f"{task} has no line of help"
+
+
+@pytest.mark.parametrize("task", ["train", "preprocess-data"])
+def test_bare_overrides_are_answered_with_the_form_that_works(task: str):
+    done = invoke(task, "training.optimizer.lr=0.1", "data=gtsrb")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: training.optimizer.lr=0.1: overrides follow -o: invoke {task} -o training.optimizer.lr=0.1 -o data=gtsrb\n"
+    )
+
+
+def test_overrides_pass_as_they_are_typed_and_the_exit_code_comes_back(tmp_path: Path):
+    strange = ["training.monitor='a b'", 'tracking.project="$(id) ~x"', "training.batch_size=-1"]
+    done = invoke("train", *[word for override in strange for word in ("-o", override)], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: training.monitor=a b: must be one of" in done.stderr
+    assert "error: training.batch_size=-1: must be at least 1" in done.stderr
+    assert "tracking.project" not in done.stderr.split("\n", 1)[1]
+    assert done.stderr.startswith("+ python -m mlops.train 'training.monitor='")
+
+
+def test_evaluate_names_a_missing_checkpoint(tmp_path: Path):
+    done = invoke("evaluate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: models/latest/best_model.pth: no such file; train first (`invoke train`) or name another checkpoint"
+    )
+
+
+def test_sigterm_reaches_the_run_and_143_comes_back(pictures: Path, workplace: Path):
+    overrides = [
+        *(setting for setting in QUICK if "epochs" not in setting),
+        "training.epochs=100000",
+        f"data.root={pictures}",
+    ]
+    words = [word for override in overrides for word in ("-o", override)]
+    command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "train", *words]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(workplace.glob("outputs/*/*/best_model.pth")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(run.pid, signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 143, err
+    assert "SIGTERM: stopping" in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
