@@ -52,16 +52,15 @@ def info(c, checkpoint=LATEST):
     _become("-m", "mlops.cli", "info", checkpoint)
 
 
-@task(help={"slow": "also the tests that take more than half a minute each"})
-def test(c, slow=False):
+@task
+def test(c):
     """Run everything that must be green: lint, format, types, tests with coverage."""
-    expression = [] if slow else ["-m", "not slow"]
     _all_of(
         c,
         lint="ruff check .",
         format="ruff format --check .",
         types="mypy",
-        tests=shlex.join(["pytest", "--cov", "--cov-report=term:skip-covered", *expression]),
+        tests="pytest --cov --cov-report=term:skip-covered",
     )
 
 

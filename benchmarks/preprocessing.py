@@ -31,7 +31,8 @@ def main() -> None:
                 prepare(index, Path(folder))
                 found.append(len(index.items) / (time.perf_counter() - started))
     print(
-        f"{len(index.items):,} images to 32 x 32 pixels: list, split, hash, decode, resize, write; {os.cpu_count()} cores"
+        f"{len(index.items):,} images to 32 x 32 pixels: list, split, hash, decode, resize, write; "
+        f"{os.cpu_count()} cores"
     )
     print(f"{'processes':>10} {'images/s (median)':>18} {'lowest':>8} {'highest':>8} {'ratio':>6}")
     base = statistics.median(rates[1])

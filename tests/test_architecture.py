@@ -39,9 +39,8 @@ def test_every_import_goes_down():
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if own == "__init__":
             continue
-        for name in imports(ast.parse(path.read_text())):
-            if FLOOR[name] > FLOOR[own]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+        found = imports(ast.parse(path.read_text()))
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in found if FLOOR[name] > FLOOR[own]]
     assert wrong == []
 
 

@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,12 +37,12 @@ log = logging.getLogger(__name__)
 Check = Callable[[dict[str, Any]], list[str]]
 
 
+@dataclass(frozen=True)
 class Run:
-    """Where this run's files go and what kind of run it is."""
+    """Where this run's files go, and whether it is one of a sweep's many."""
 
-    def __init__(self, folder: Path, *, sweep: bool) -> None:
-        self.folder = folder
-        self.sweep = sweep
+    folder: Path
+    sweep: bool
 
 
 def start(

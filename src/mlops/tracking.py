@@ -75,11 +75,12 @@ class Tracker:
             save_code=False,
             console="off",
             quiet=True,
+            silent=self._config.mode == "offline",
             init_timeout=30,
             finish_timeout=30,
         )
         try:
-            return wandb.init(
+            run = wandb.init(
                 project=self._config.project,
                 entity=self._config.entity,
                 mode="offline" if self._config.mode == "offline" else "online",
@@ -88,6 +89,9 @@ class Tracker:
                 config=self._run_config,
                 settings=settings,
             )
+            if self._config.mode == "offline":
+                log.info(f"W&B run kept on disk; send it with: wandb sync {Path(run.dir).parent}")
+            return run
         except (wandb.errors.Error, OSError) as error:
             log.warning(f"W&B cannot be reached, the run goes on without it: {one_line(error)}")
             return None

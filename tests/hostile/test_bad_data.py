@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command
 from PIL import Image
+
+from conftest import Command
 from samples import png
 
 TRACKS = [f"Train/{c}/{c:05}_{t:05}_{f:05}.png" for c in (0, 1) for t in range(4) for f in range(2)]

@@ -53,7 +53,8 @@ def _draw_confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Fi
                 colour = "white" if value > rows[row, 0] / 2 else "black"
                 axes.text(column, row, str(value), ha="center", va="center", fontsize=8, color=colour)
     else:
-        axes.set_yticks(range(count), [name[:30] for name in classes], fontsize=6)
+        names = [f"{name if len(name) <= 30 else f'{name[:29]}…'}  {position}" for position, name in enumerate(classes)]
+        axes.set_yticks(range(count), names, fontsize=6)
         axes.set_xticks(range(count), [str(position) for position in range(count)], fontsize=6, rotation=90)
     return figure
 
