@@ -7,7 +7,7 @@ import sys
 from itertools import pairwise
 from typing import NoReturn
 
-from invoke import Context, Exit, Task, task
+from invoke import Exit, Task, task
 
 PYTHON = sys.executable
 LATEST = "models/latest/best_model.pth"
@@ -56,7 +56,6 @@ def info(c, checkpoint=LATEST):
 def test(c):
     """Run everything that must be green: lint, format, types, tests with coverage."""
     _all_of(
-        c,
         lint="ruff check .",
         format="ruff format --check .",
         types="mypy",
@@ -67,7 +66,7 @@ def test(c):
 @task
 def lint(c):
     """Check style and types, and mend what can be mended without a person."""
-    _all_of(c, lint="ruff check --fix .", format="ruff format .", types="mypy")
+    _all_of(lint="ruff check --fix .", format="ruff format .", types="mypy")
 
 
 @task
@@ -76,12 +75,12 @@ def lock(c):
     _become("requirements/lock.py")
 
 
-def _all_of(c: Context, **commands: str) -> None:
+def _all_of(**commands: str) -> None:
     """Run each with this environment's programs, also after one failed; one summary, one exit code."""
     results = {}
     for name, command in commands.items():
         print(f"+ {command}", file=sys.stderr, flush=True)
-        results[name] = c.run(f"{shlex.quote(PYTHON)} -m {command}", warn=True, in_stream=False).ok
+        results[name] = subprocess.run([PYTHON, "-m", *command.split()], check=False).returncode == 0
     print("\n".join(f"{'ok    ' if ok else 'FAILED'} {name}" for name, ok in results.items()), flush=True)
     if not all(results.values()):
         raise Exit(code=1)
@@ -89,10 +88,11 @@ def _all_of(c: Context, **commands: str) -> None:
 
 def _refuse_bare_overrides(words: list[str], tasks: list[str]) -> None:
     """`invoke train lr=1` would end in "No idea what 'lr=1' is!"; say what works instead."""
-    bare = [word for before, word in pairwise(words) if "=" in word and not word.startswith("-") and before[0] != "-"]
+    overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    bare = [word for before, word in pairwise(words) if word in overrides and not before.startswith("-")]
     if bare:
         name = next((word for word in words if word in tasks), "train")
-        right = " ".join(f"-o {shlex.quote(word)}" for word in bare)
+        right = " ".join(f"-o {shlex.quote(word)}" for word in overrides)
         raise Exit(f"error: {bare[0]}: overrides follow -o: invoke {name} {right}", code=2)
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = ROOT / "pyproject.toml"
 PINS = re.compile(r"(?<=constraint-dependencies = \[\n).*?(?=^\]$)", re.DOTALL | re.MULTILINE)
 EXPORTS = {"train": ["--group", "train"], "serve": ["--group", "serve"], "dev": ["--group", "train", "--group", "dev"]}
+PLAIN = ["--quiet", "--no-emit-project", "--no-annotate", "--no-header"]
 HEADER = "# Made by `invoke lock`; install with: pip install --require-hashes -r requirements/{name}.txt\n"
 
 
@@ -28,25 +29,25 @@ def pins(exported: str) -> list[str]:
 
 
 def main() -> None:
-    """Resolve without the old pins, then write the new ones."""
-    text = PYPROJECT.read_text(encoding="utf-8")
-    PYPROJECT.write_text(PINS.sub("", text, count=1), encoding="utf-8")
+    """Resolve without the old pins, then write the new ones; whatever fails, the old ones stand again."""
+    old = PYPROJECT.read_text(encoding="utf-8")
     try:
+        PYPROJECT.write_text(PINS.sub("", old, count=1), encoding="utf-8")
         uv("lock", "--upgrade")
-        everything = uv(
-            "export", "--quiet", "--all-groups", "--no-emit-project", "--no-hashes", "--no-annotate", "--no-header"
-        )
-    except subprocess.CalledProcessError as error:
-        PYPROJECT.write_text(text, encoding="utf-8")
-        sys.exit(f"error: nothing was changed: {error.stderr.strip()}")
-    block = "".join(f'    "{pin}",\n' for pin in pins(everything))
-    PYPROJECT.write_text(PINS.sub(lambda _: block, text, count=1), encoding="utf-8")
-    uv("lock")
-    for name, groups in EXPORTS.items():
-        exported = uv(
-            "export", "--quiet", "--no-default-groups", *groups, "--no-emit-project", "--no-annotate", "--no-header"
-        )
-        (ROOT / "requirements" / f"{name}.txt").write_text(HEADER.format(name=name) + exported, encoding="utf-8")
+        everything = uv("export", "--all-groups", "--no-hashes", *PLAIN)
+        block = "".join(f'    "{pin}",\n' for pin in pins(everything))
+        PYPROJECT.write_text(PINS.sub(lambda _: block, old, count=1), encoding="utf-8")
+        uv("lock")
+        exports = {name: uv("export", "--no-default-groups", *groups, *PLAIN) for name, groups in EXPORTS.items()}
+    except BaseException as error:
+        PYPROJECT.write_text(old, encoding="utf-8")
+        if isinstance(error, subprocess.CalledProcessError):
+            sys.exit(f"error: nothing was changed: {error.stderr.strip()}")
+        if isinstance(error, FileNotFoundError):
+            sys.exit("error: nothing was changed: uv is not on PATH; pip install uv")
+        raise
+    for name, text in exports.items():
+        (ROOT / "requirements" / f"{name}.txt").write_text(HEADER.format(name=name) + text, encoding="utf-8")
     print(f"pinned {len(pins(everything))} packages in pyproject.toml and requirements/")
 
 

@@ -1,7 +1,7 @@
 import json
-import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,18 @@ def test_weights_that_do_not_fit_the_model_are_one_line(tmp_path: Path, model: t
         checkpoint.rebuild(checkpoint.read(tmp_path / "x.pth"), MODELS)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_stays_whole(path: Path, model: torch.nn.Module, tmp_path: Path):
-    shutil.copyfile(path, tmp_path / "copy.pth")
-    for _ in range(5):
-        checkpoint.save(path, model.state_dict(), metadata())
-        assert checkpoint.read(path).metadata["digest"] == checkpoint.read(tmp_path / "copy.pth").metadata["digest"]
+def test_a_file_that_is_replaced_again_and_again_is_whole_at_every_read(path: Path, model: torch.nn.Module):
+    ended = threading.Event()
+
+    def replace() -> None:
+        while not ended.is_set():
+            checkpoint.save(path, model.state_dict(), metadata())
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        digests = {checkpoint.read(path).metadata["digest"] for _ in range(30)}
+    finally:
+        ended.set()
+        writer.join()
+    assert len(digests) == 1

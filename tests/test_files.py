@@ -1,4 +1,5 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_a_full_disk_is_one_line_for_the_user_and_a_bug_keeps_its_traceback(tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="Bad file descriptor"), writing_to(tmp_path):
         raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+def test_an_impossible_path_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(MlopsError, match=r"cannot be used: .*; choose another path"):
+            write_text(path, "text")
+
+
+def test_a_link_is_followed_and_a_device_is_written_to_not_replaced(tmp_path: Path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    write_text(Path(os.devnull), "nothing")
+    assert not Path(os.devnull).is_file()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "C:/x", "a\\..\\x", "", "a\0b"])

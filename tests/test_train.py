@@ -125,9 +125,15 @@ def test_a_debug_run_and_a_trial_of_a_sweep_do_not_replace_the_latest_model(
 
 def test_smoke_sees_two_batches_of_everything(pictures: Path, workplace: Path, hydra_command: Command):
     assert hydra_command("train", *QUICK, f"data.root={pictures}", "debug=smoke", "training.batch_size=4").code == 0
+    assert checkpoint.read_metadata(only_run(workplace) / "best_model.pth")["config"]["training"]["limit_batches"] == 2
     story = checkpoint.read_metadata(only_run(workplace) / "best_model.pth")
     assert story["step"] == 2 * story["epoch"]
-    assert json.loads((only_run(workplace) / "report" / "test.json").read_text())["n"] == 8
+
+
+def test_a_limit_of_batches_holds_for_evaluation_too(workplace: Path, hydra_command: Command):
+    done = hydra_command("train", "training.limit_batches=1", "training.epochs=1", "tracking=off", "promote=false")
+    assert done.code == 0, done.err
+    assert json.loads((only_run(workplace) / "report" / "test.json").read_text())["n"] == 256  # of 362
 
 
 def test_overfit_brings_one_batch_to_zero_loss(workplace: Path, hydra_command: Command):

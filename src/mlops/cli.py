@@ -9,6 +9,7 @@ import typer
 
 import mlops
 from mlops.errors import MlopsError
+from mlops.files import users_to_mend
 
 app = typer.Typer(
     help="Tools that start from a checkpoint: everything they need is in that one file.",
@@ -114,9 +115,11 @@ def main(arguments: list[str] | None = None) -> Any:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
-    except BrokenPipeError:  # `mlops predict ... | head`
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except OSError as error:
+        if (known := users_to_mend(error)) is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mlops import config as schema
 from mlops.config import Config
 from mlops.errors import MlopsError, one_line
+from mlops.files import users_to_mend
 
 log = logging.getLogger(__name__)
 
@@ -58,24 +60,29 @@ def start(
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
     try:
-        replaced = {text: _accept_new_keys(text, folders) for text in arguments.overrides}
-        if runs and not arguments.experimental_rerun:
-            problems = _check_all(arguments, list(replaced.values()), folders, check_more)
+        overrides = [_accept_new_keys(_take_literally(text), folders) for text in arguments.overrides]
+        # A config folder in the place of ours, or a rerun, is Hydra's to judge.
+        if runs and not (arguments.experimental_rerun or arguments.config_path):
+            problems = _check_all(arguments, overrides, folders, check_more)
             if problems:
                 raise MlopsError(problems)
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
-        flags = [text for text in sys.argv[1:] if text not in replaced]
-        sys.argv[1:] = [*flags, *presets, *replaced.values()]
+        flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+        sys.argv[1:] = [*flags, *presets, *overrides]
         # Hydra then lets exceptions pass instead of printing its own summary of them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, _terminate)
         hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
             _job(task, name)
         )()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         fail(MlopsError(one_line(error)))
     except MlopsError as error:
         fail(error)
+    except OSError as error:
+        if (problem := users_to_mend(error)) is None:
+            raise
+        fail(problem)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
@@ -165,6 +172,8 @@ def _check_all(
             reason = one_line(error).split("See https")[0]
             problems.append(f"{text}: is not `key=value`: {reason}")
             continue
+        if arguments.multirun and override.is_sweep_override() and not _is_list_of_values(override):
+            continue  # a glob or an interval: Hydra and its sweeper know what it means
         values = _sweep_values(text, override) if arguments.multirun else []
         base.append(values[0] if values else text)
         variants += [(len(base) - 1, value) for value in values[1:]]
@@ -198,9 +207,7 @@ def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callabl
     """A function from overrides to plain values, or to the one line that says why they do not compose."""
     name = arguments.config_name or "config"
     more = (
-        [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[1:])}]"]
-        if folders[1:]
-        else []
+        [f"hydra.searchpath=[{','.join(_quote(f'file://{f.absolute()}') for f in folders[1:])}]"] if folders[1:] else []
     )
 
     def compose(overrides: list[str]) -> dict[str, Any] | str:
@@ -209,7 +216,7 @@ def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callabl
                 return _plain(hydra.compose(name, overrides=[*more, *overrides]))
         except MlopsError as error:
             return one_line(error)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return one_line(error.__cause__ or error)
 
     return compose
@@ -226,10 +233,33 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def _sweep_values(text: str, override: Override) -> list[str]:
-    if not override.is_sweep_override() or not override.is_discrete_sweep():
+    if not override.is_sweep_override():
         return []
     start = text.split("=", 1)[0]
     return [f"{start}={value}" for value in override.sweep_string_iterator()]
+
+
+def _is_list_of_values(override: Override) -> bool:
+    return override.is_discrete_sweep() and not isinstance(override.value(), Glob)
+
+
+def _take_literally(text: str) -> str:
+    """`data.group=^[^_]+` with its value quoted: where a key holds text, no shell user should need Hydra's grammar."""
+    name, equals, value = text.partition("=")
+    if not equals or name.lstrip("+") not in _TEXT_KEYS:
+        return text
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return f"{name}={_quote(value)}"
+    return text
+
+
+def _quote(value: str) -> str:
+    return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+
+
+_TEXT_KEYS = {key.name for key in schema.settings() if key.annotation in (str, str | None)}
 
 
 def _name(text: str, reason: str, folders: Iterable[Path]) -> str:

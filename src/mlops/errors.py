@@ -10,8 +10,13 @@ class MlopsError(Exception):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = [printable(p) for p in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names out of files and archives must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def one_line(error: BaseException) -> str:

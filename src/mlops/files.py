@@ -9,8 +9,21 @@ from pathlib import Path, PurePosixPath
 
 from mlops.errors import MlopsError
 
-# Errors of the file system that the user mends, not we: no space, quota, no permission, read-only.
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+# Errors of the file system that the user mends, not we, and how.
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_WRONG_PLACE = {
+    *(
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    ),
+    *(errno.ENOENT, errno.ENOTEMPTY),
+}
 
 
 @contextlib.contextmanager
@@ -22,6 +35,8 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         MlopsError: the disk is full or may not be written to; the old file is intact.
     """
+    # What a link names is replaced, not the link.
+    path = path.resolve() if path.is_symlink() else path
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -29,7 +44,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with temporary.open("rb") as file:
+            with temporary.open("rb+") as file:  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
             # mkstemp's file is private to its owner; what we keep has the mode any new file would have.
             temporary.chmod(0o666 & ~_umask())
@@ -40,22 +55,34 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text, atomically; into a device or a pipe, as it is."""
+    with writing_to(path):
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", newline="\n")
+            return
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one line for the user."""
+    """Turn a full disk, a missing permission or an impossible path into one line for the user."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
+        if (problem := users_to_mend(error, path)) is None:
             raise
-        raise MlopsError(
-            f"{path}: cannot be written: {error.strerror}; free some space or choose another path"
-        ) from error
+        raise problem from error
+
+
+def users_to_mend(error: OSError, path: Path | None = None) -> MlopsError | None:
+    """One line for the user, or None when the error is not theirs to mend."""
+    where = path or error.filename
+    if error.errno in _NO_ROOM:
+        return MlopsError(f"{where}: cannot be written: {error.strerror}; free some space or choose another path")
+    if error.errno in _WRONG_PLACE and where is not None:
+        return MlopsError(f"{where}: cannot be used: {error.strerror}; choose another path or change its permissions")
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
     from mlops import entrypoint
 
     # Its log belongs to the data; a run folder would hold nothing else.
-    presets = ["hydra.run.dir=${paths.processed}", "hydra.output_subdir=null"]
+    presets = ["hydra.run.dir=${paths.processed}", "hydra.output_subdir=null", "hydra.help.app_name=mlops.preprocess"]
     entrypoint.start(preprocess, "preprocess", presets=presets)
 
 

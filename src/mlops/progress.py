@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlops.errors import printable
+
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 # Without a terminal, a long bar says where it is about this often.
@@ -26,7 +28,9 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        console.print(prefix + self.format(record), markup=False, highlight=False)
+        message = self.format(record)
+        # A traceback keeps its lines; anything else is one line and may hold names that somebody else chose.
+        console.print(prefix + (message if record.exc_info else printable(message)))
 
 
 class Bar:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from mlops.errors import shorten
+from mlops.errors import printable, shorten
 
 if TYPE_CHECKING:
     from mlops.config import TrainingConfig
@@ -28,7 +30,7 @@ def pairs(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     width = max(len(name) for name, _ in rows)
     out.print(title, style="bold")
     for name, value in rows:
-        out.print(f"  {name:<{width}}  {value}", soft_wrap=True)
+        out.print(printable(f"  {name:<{width}}  {value}"), soft_wrap=True)
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -37,7 +39,7 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     out.print(table)
 
 
@@ -86,13 +88,15 @@ def show_result(
             ("log", folder / "train.log"),
         ],
     )
+    # uv tells the commands it runs where it is; without it, this environment's commands are on PATH.
+    run, file = "uv run " if "UV" in os.environ else "", shlex.quote(str(kept))
     pairs(
         "Next",
         [
-            ("what is in the file", f"mlops info {kept}"),
-            ("score it class by class", f"mlops evaluate {kept}"),
-            ("use it", f"mlops predict {kept} PICTURE_OR_FOLDER"),
-            ("other settings", "invoke train -o training.epochs=40 -o model=tinycnn"),
+            ("what is in the file", f"{run}mlops info {file}"),
+            ("score it class by class", f"{run}mlops evaluate {file}"),
+            ("use it", f"{run}mlops predict {file} PICTURE_OR_FOLDER"),
+            ("other settings", f"{run}invoke train -o training.epochs=40 -o model=tinycnn"),
         ],
     )
 

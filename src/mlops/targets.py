@@ -35,7 +35,7 @@ def read_allowed(folder: Path) -> frozenset[str]:
         names = yaml.safe_load(path.read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MlopsError(f"{path}: is not readable YAML: {one_line(error)}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and "." in name.strip(".") for name in names):
         raise MlopsError(f"{path}: must be a list of full names such as `- my_package.models.MyNet`")
     return MODELS | OPTIMIZERS | frozenset(names)
 
@@ -60,7 +60,7 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise MlopsError(f"{where}._target_={name}: cannot be imported: {one_line(error)}") from error
     if not callable(found):
         raise MlopsError(f"{where}._target_={name}: is not callable; name a class or a function")

@@ -15,7 +15,7 @@ from mlops import config as schema
 from mlops import targets
 from mlops.config import Config
 from mlops.errors import MlopsError
-from mlops.files import atomic
+from mlops.files import atomic, writing_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     from mlops import checkpoint, tables
     from mlops.data.augment import build_augment
-    from mlops.data.batches import Batches
+    from mlops.data.batches import EVALUATION_BATCH, Batches
     from mlops.data.prepare import build_index, prepare
     from mlops.evaluation.evaluate import evaluate_split, predict_split
     from mlops.evaluation.report import write_report
@@ -59,11 +59,12 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         raise MlopsError(problems)
     data = prepare(index, Path(config.paths.processed))
 
-    limit = settings.overfit_batches or settings.limit_batches
-    splits = {"train": "train", "val": "train" if settings.overfit_batches else "val", "test": "test"}
+    overfit, limit = settings.overfit_batches, settings.overfit_batches or settings.limit_batches
+    train_limit, evaluation_limit = (limit * settings.batch_size, limit * EVALUATION_BATCH) if limit else (None, None)
     batches = {
-        name: Batches.of(data, split, device, limit * settings.batch_size if limit else None)
-        for name, split in splits.items()
+        "train": Batches.of(data, "train", device, train_limit),
+        "val": Batches.of(data, *(("train", device, train_limit) if overfit else ("val", device, evaluation_limit))),
+        "test": Batches.of(data, "test", device, evaluation_limit),
     }
     steps = batches["train"].steps(settings.batch_size)
     images = settings.epochs * steps * min(settings.batch_size, len(batches["train"]))
@@ -86,6 +87,12 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     )
     augment = build_augment(config.augment)
     story = describe_run(config, data, device=str(device), threads=torch.get_num_threads(), precision=precision)
+    latest = Path(config.paths.models) / "latest" / "best_model.pth"
+    promoted = config.promote and not run.sweep
+    if promoted:
+        # A folder that cannot be written is said now, not after the training.
+        with writing_to(latest.parent):
+            latest.parent.mkdir(parents=True, exist_ok=True)
     path, history = run.folder / "best_model.pth", list[Metrics]()
 
     def best() -> Metrics:
@@ -138,8 +145,6 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         tracker.log_summary(overall_metrics(scores))
         tracker.log_checkpoint(path)
 
-    latest = Path(config.paths.models) / "latest" / "best_model.pth"
-    promoted = config.promote and not run.sweep
     if promoted:
         with atomic(latest) as temporary:
             shutil.copyfile(path, temporary)

@@ -62,11 +62,15 @@ def test_half_of_the_images_are_flipped_at_one_half():
 def test_a_quarter_turn_is_numpys_quarter_turn():
     image = torch.rand(1, 3, 8, 8, generator=generator())
     turn = torch.tensor([[[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]])
-    expected = np.rot90(image.numpy(), -1, axes=(2, 3)).copy()
-    turned = warp(image, turn).numpy()
-    assert np.allclose(turned, expected, atol=1e-5) or np.allclose(
-        turned, np.rot90(image.numpy(), 1, axes=(2, 3)), atol=1e-5
-    )
+    np.testing.assert_allclose(warp(image, turn).numpy(), np.rot90(image.numpy(), -1, axes=(2, 3)), atol=1e-5)
+
+
+def test_beyond_the_edge_the_edge_repeats():
+    image = torch.rand(1, 3, 6, 9, generator=generator())
+    shift = torch.tensor([[[1.0, 0.0, 2 / 3], [0.0, 1.0, 0.0]]])  # three of nine columns
+    moved = warp(image, shift)
+    torch.testing.assert_close(moved[..., :6], image[..., 3:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[..., 6:], image[..., -1:].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)
 
 
 def test_a_rotation_turns_by_no_more_than_asked_for():

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from mlops.config import AugmentConfig
+from mlops.config import AugmentConfig, DataConfig, SplitConfig
 from mlops.data.augment import build_augment
 from mlops.data.batches import Batches
+from mlops.data.prepare import build_index, prepare
 
 NONE = build_augment(AugmentConfig())
 
@@ -67,6 +70,24 @@ def test_augmentation_depends_on_epoch_and_position_only():
     assert len(levels) == 4
 
 
-def test_large_data_stays_where_it_is_mapped_from(monkeypatch: pytest.MonkeyPatch):
+def test_large_data_is_cut_where_it_lies_and_only_batches_go_to_the_device(monkeypatch: pytest.MonkeyPatch):
+    def on_meta() -> torch.device:
+        images = np.zeros((9, 4, 4, 3), dtype=np.uint8)
+        source = Batches(
+            images, np.zeros(9, dtype=np.int64), mean=[0.0] * 3, std=[1.0] * 3, device=torch.device("meta")
+        )
+        return source._images.device
+
+    assert on_meta() == torch.device("meta")
     monkeypatch.setattr("mlops.data.batches.FITS_DEVICE_BYTES", 1)
-    assert sorted(order(batches(9), 0)) == list(range(9))
+    assert on_meta() == torch.device("cpu")
+
+
+def test_a_limit_draws_from_all_classes(pictures: Path, tmp_path: Path):
+    settings = DataConfig(source="folder", root=str(pictures), image_size=8, split=SplitConfig(0.2, 0.2))
+    data = prepare(build_index(settings), tmp_path)
+    limited = Batches.of(data, "train", torch.device("cpu"), 9)
+    labels = next(limited.evaluation()).labels
+    assert len(limited) == 9
+    assert set(labels.tolist()) == {0, 1, 2}
+    assert len(Batches.of(data, "train", torch.device("cpu"), 1000)) == 36

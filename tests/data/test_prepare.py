@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,12 +116,33 @@ def test_a_class_without_a_readable_training_image_is_refused(pictures: Path, tm
 def test_processes_give_what_one_process_gives(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (pictures / "blue" / "07.png").write_bytes(b"broken")
     one = prepare(build_index(config(pictures, max_bad=0.1, workers=1)), tmp_path / "one")
-    monkeypatch.setattr("mlops.data.decode.WORTH_PROCESSES", 1)
     monkeypatch.setattr("mlops.data.decode.CHUNK", 7)
     two = prepare(build_index(config(pictures, max_bad=0.1, workers=2)), tmp_path / "two")
     for name in ("train.images.npy", "val.labels.npy", "index.csv"):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
     assert one.manifest["skipped"] == two.manifest["skipped"]
+
+
+def test_long_work_takes_all_cores_and_short_work_starts_none(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, workers: int, **options: Any) -> None:
+            started.append(workers)
+            super().__init__(workers, **options)
+
+    monkeypatch.setattr("mlops.data.decode.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("mlops.data.decode.CHUNK", 5)
+    short = prepare(build_index(config(pictures)), tmp_path / "short")
+    assert started == []
+    monkeypatch.setattr("mlops.data.decode.SECONDS_WORTH_PROCESSES", 0.0)
+    monkeypatch.setattr("mlops.data.decode.cores", lambda: 2)
+    long = prepare(build_index(config(pictures)), tmp_path / "long")
+    assert started == [2]
+    assert (short.folder / "index.csv").read_bytes() == (long.folder / "index.csv").read_bytes()
+    np.testing.assert_array_equal(short.images("train"), long.images("train"))
 
 
 def test_a_damaged_folder_is_named_with_what_to_do(pictures: Path, tmp_path: Path):
@@ -161,7 +184,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished_and_no_process(
     pictures: Path, workplace: Path, how: signal.Signals
 ):
     many = ["data.image_size=512", "data.workers=2"]
-    # 2,048 images are what starting processes is worth; each is decoded to 512 pixels, which takes seconds.
+    # Each is decoded to 512 pixels, which takes seconds.
     for folder in pictures.iterdir():
         data = next(folder.iterdir()).read_bytes()
         for number in range(700):

@@ -80,7 +80,7 @@ def test_gtsrb_is_found_in_the_folder_it_was_packed_with():
         ("ClassId,Path\n2\n", "line 2: has no Path"),
         ("ClassId,Path\n", "Train.csv holds no rows"),
         ("", "Train.csv has no column ClassId"),
-        (rows(frames(2, 0)), "holds one class only (2)"),
+        (f"ClassId,Path\n{'9' * 5000},{NAMES[0]}\n", "must be a whole number"),
         (rows([*NAMES, NAMES[0]]), "names Train/2/00002_00000_00000.png twice"),
     ],
 )
@@ -136,14 +136,23 @@ def test_an_expression_groups_images_by_their_file_name():
     assert [entry.group for entry in folder(tree(*names), r"^(p\d+)_").entries] == ["p1", "p1", "p2"]
     assert [entry.group for entry in folder(tree(*names), r"^p\d+").entries] == ["p1", "p1", "p2"]
     assert [entry.group for entry in folder(tree(*names), None).entries] == names
-    with pytest.raises(MlopsError, match=r"does not match 1 file names, such as p2_left\.png"):
-        folder(tree(*names), "p1")
+    for pattern in ("p1", r"^(p1)?"):
+        with pytest.raises(MlopsError, match=r"does not match 1 file names, such as p2_left\.png"):
+            folder(tree(*names), pattern)
 
 
 @pytest.mark.parametrize("names", [["a/1.png"], ["a/1.png", "a/2.png"], ["train/a/1.png", "test/a/2.png"]])
-def test_one_class_only_is_refused(names: list[str]):
+def test_one_class_only_is_refused(names: list[str], tmp_path: Path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
     with pytest.raises(MlopsError, match=r"holds one class only \(a\)"):
-        folder(tree(*names), None)
+        open_source(DataConfig(source="folder", root=str(tmp_path)))
+
+
+def test_splits_without_train_are_refused_and_do_not_become_classes():
+    with pytest.raises(MlopsError, match="holds test, valid but no train folder"):
+        folder(tree("valid/a/1.png", "valid/b/2.png", "test/a/3.png"), None)
 
 
 def test_images_beside_each_other_without_class_folders_are_refused():

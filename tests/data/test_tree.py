@@ -1,9 +1,12 @@
+import contextlib
 import io
 import os
 import pickle
+import random
 import stat
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,49 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path):
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     with pytest.raises(MlopsError, match="cut"):
         open_tree(tmp_path / "cut.zip")
+
+
+def test_a_name_that_is_not_utf8_is_refused_with_what_to_do(tmp_path: Path):
+    root = make("folder", tmp_path)
+    try:
+        (root / "a" / os.fsdecode(b"gr\xfcn.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system holds only UTF-8 names")
+    with pytest.raises(MlopsError, match=r"gr\\udcfcn\.png' is not UTF-8; rename it"):
+        open_tree(root)
+
+
+def test_a_damaged_member_of_a_zip_is_that_images_fault_only(tmp_path: Path):
+    path = make("zip", tmp_path, {"a/1.png": bytes(1000), "a/2.png": b"two"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"a/1.png") + 7] ^= 0xFF  # the first byte of the deflated data
+    path.write_bytes(data)
+    tree = open_tree(path)
+    with pytest.raises(OSError, match="damaged in the archive"):
+        tree.read("a/1.png")
+    assert tree.read("a/2.png") == b"two"
+
+
+def test_many_threads_read_the_same_archive(tmp_path: Path):
+    files = {f"a/{n}.png": os.urandom(5000) for n in range(200)}
+    for kind in ("tar", "zip"):
+        tree = open_tree(make(kind, tmp_path, files))
+        with ThreadPoolExecutor(8) as pool:
+            assert dict(zip(files, pool.map(tree.read, files), strict=True)) == files
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_random_damage_is_one_line_or_an_unreadable_image_and_never_a_traceback(kind: str, seed: int, tmp_path: Path):
+    path = make(kind, tmp_path)
+    data, rng = bytearray(path.read_bytes()), random.Random(seed)
+    for _ in range(8):
+        data[rng.randrange(min(len(data), 4096))] = rng.randrange(256)
+    path.write_bytes(data)
+    try:
+        tree = open_tree(path)
+    except MlopsError:
+        return
+    for name in tree.names:
+        with contextlib.suppress(OSError):
+            tree.read(name)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from conftest import Command
-from samples import png
+from mlops import checkpoint
+from samples import QUICK, png
 
 TRACKS = [f"Train/{c}/{c:05}_{t:05}_{f:05}.png" for c in (0, 1) for t in range(4) for f in range(2)]
 
@@ -124,10 +125,13 @@ def test_bad_data_is_one_line_and_exit_code_2(
     assert not list(workplace.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["x\n\x1b[31m", "[red]", "${oc.env:HOME}", "a=b"])
+@pytest.mark.parametrize("name", ["x\n\x1b[31m", "[red]", "${oc.env:HOME}", "a=b", "$a_b_c$"])
 def test_strange_class_names_are_names_and_nothing_else(
     name: str, tmp_path: Path, workplace: Path, hydra_command: Command
 ):
     classes(tmp_path / "images", **{name: 9}, plain=9)
-    done = hydra_command("preprocess", "data=folder", f"data.root={tmp_path}/images", "data.image_size=8")
+    done = hydra_command("train", *QUICK, f"data.root={tmp_path}/images")
     assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    (file,) = workplace.glob("outputs/*/*/best_model.pth")
+    assert sorted(checkpoint.read_metadata(file)["classes"]) == sorted([name, "plain"])

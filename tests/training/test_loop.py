@@ -119,6 +119,21 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step():
         run(step)
 
 
+def test_a_validation_metric_that_is_not_finite_stops_before_the_epoch_is_kept():
+    kept: list[Metrics] = []
+    with pytest.raises(MlopsError, match="epoch 1: val_loss is nan after its last step; try a smaller"):
+        fit(
+            epochs=1,
+            batches=lambda _: [batch()],
+            step=stepper(network())[1],
+            evaluate=lambda: {"val_loss": float("nan")},
+            after_step=lambda *_: None,
+            after_epoch=kept.append,
+            num_classes=2,
+        )
+    assert kept == []
+
+
 def test_a_device_that_is_not_there_is_one_line():
     assert pick_device("cpu") == CPU
     if not torch.cuda.is_available():

@@ -36,7 +36,9 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Resample `images` `[N, C, H, W]` by `matrices` `[N, 2, 3]`, from output to input in -1..1; edges repeat."""
     shape = list(images.shape)
     grid = F.affine_grid(matrices.to(images.device, images.dtype), shape, align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # Held at the centres of the edge pixels, which is padding by the border; Apple's GPUs had no such mode before 2.13.
+    edge = 1 - 1 / torch.tensor([shape[3], shape[2]], device=grid.device, dtype=grid.dtype)
+    return F.grid_sample(images, torch.clamp(grid, -edge, edge), mode="bilinear", align_corners=False)
 
 
 def _matrices(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:

@@ -56,9 +56,14 @@ class Batches:
 
     @classmethod
     def of(cls, data: Prepared, split: str, device: torch.device, limit: int | None = None) -> Self:
-        """A split of prepared data, or its first `limit` images."""
-        mean, std = data.manifest["mean"], data.manifest["std"]
-        return cls(data.images(split)[:limit], data.labels(split)[:limit], mean=mean, std=std, device=device)
+        """A split of prepared data, or `limit` images of it, drawn from all: on disk they lie class by class."""
+        images, labels = data.images(split), data.labels(split)
+        if limit is not None and limit < len(labels):
+            drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(key(0, "limit")))[
+                :limit
+            ].numpy()
+            images, labels = images[drawn], labels[drawn]
+        return cls(images, labels, mean=data.manifest["mean"], std=data.manifest["std"], device=device)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,8 +16,10 @@ from mlops.errors import MlopsError, one_line
 from mlops.image import Decoded, Filter, ImageError, Resize, decode
 
 CHUNK = 64
-# Below this many images, starting processes costs more than it saves.
-WORTH_PROCESSES = 2048
+# Work of fewer seconds than this is done before processes have started.
+SECONDS_WORTH_PROCESSES = 1.0
+# Windows can wait for no more handles at once.
+MOST_PROCESSES = 61
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,24 @@ def decode_one(tree: Tree, name: str, geometry: Geometry) -> Decoded | Unreadabl
 
 
 def decode_all(tree: Tree, names: Sequence[str], geometry: Geometry, workers: int) -> Iterator[Decoded | Unreadable]:
-    """Decode `names` in order with `workers` processes (0: one for each core).
+    """Decode `names` in order with `workers` processes; 0 is one for each core, where the work is long enough.
 
     Raises:
         MlopsError: a process died, most likely for want of memory.
     """
-    workers = workers or cores()
-    if workers == 1 or len(names) < WORTH_PROCESSES:
+    if workers == 0:
+        # How long the work is, the first images tell: thousands of icons may be less than a hundred photographs.
+        started, first = time.monotonic(), names[:CHUNK]
+        for name in first:
+            yield decode_one(tree, name, geometry)
+        names = names[CHUNK:]
+        seconds = (time.monotonic() - started) / max(len(first), 1) * len(names)
+        workers = cores() if seconds > SECONDS_WORTH_PROCESSES else 1
+    if workers == 1:
         for name in names:
             yield decode_one(tree, name, geometry)
         return
+    workers = min(workers, MOST_PROCESSES)
     # Spawned, not forked: the parent may hold threads of torch. `decode_one` needs neither torch nor Hydra.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(tree, geometry))

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self
 
 import filelock
 import numpy as np
@@ -198,9 +198,12 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
             labels[item.split].append(entry.label)
             counts[item.split][classes[entry.label]] += 1
             table.writerow([entry.path, item.sha256, result.width, result.height, entry.label, entry.group, item.split])
+        _sync(file)
     _check_skipped(skipped, len(names), config.max_bad)
     for split in SPLITS:
-        np.save(folder / f"{split}.labels.npy", np.array(labels[split], dtype=np.int64))
+        with (folder / f"{split}.labels.npy").open("wb") as array:
+            np.save(array, np.array(labels[split], dtype=np.int64))
+            _sync(array)
     lost = [f"{name} in train" for name in classes if counts["train"][name] == 0]
     lost += [split for split in SPLITS if not labels[split]]
     if lost:
@@ -270,13 +273,17 @@ class _ArrayWriter:
         self._file.seek(0)
         self._header()
         self._file.seek(end)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        _sync(self._file)
         self._file.close()
 
     def _header(self) -> None:
         description = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._shape)}
         np.lib.format.write_array_header_1_0(self._file, description)
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _hash_all(listing: Listing, entries: Sequence[Entry]) -> list[str]:

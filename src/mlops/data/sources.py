@@ -57,7 +57,10 @@ def open_source(config: DataConfig) -> Listing:
         return digits()
     # `root` is there: config.check asks for it.
     tree = open_tree(Path(config.root or ""))
-    return gtsrb(tree) if config.source == "gtsrb" else folder(tree, config.group)
+    listing = gtsrb(tree) if config.source == "gtsrb" else folder(tree, config.group)
+    if len(listing.classes) < 2:
+        raise MlopsError(f"{tree.label}: holds one class only ({listing.classes[0]}); a classifier needs two or more")
+    return listing
 
 
 def digits() -> Listing:
@@ -92,7 +95,7 @@ def gtsrb(tree: Tree) -> Listing:
         path = prefix + safe_relative(row["Path"], where)
         if path not in present:
             raise MlopsError(f"{where}: names {row['Path']}, which is not there")
-        if not row["ClassId"].isdecimal():
+        if not re.fullmatch(r"[0-9]{1,6}", row["ClassId"]):
             raise MlopsError(f"{where}: ClassId={row['ClassId']!r}: must be a whole number")
         match = _TRACK_FRAME.search(PurePosixPath(path).name)
         if split is None and match is None:
@@ -122,6 +125,10 @@ def folder(tree: Tree, group: str | None) -> Listing:
     splits_first = "train" in {_SPLIT_FOLDERS.get(top.lower()) for top in tops}
     if splits_first and (strange := sorted(top for top in tops if top.lower() not in _SPLIT_FOLDERS)):
         raise MlopsError(f"{tree.label}: {shorten(strange)} beside train/ is no split; splits are train, val and test")
+    if tops and all(top.lower() in _SPLIT_FOLDERS for top in tops) and not splits_first:
+        raise MlopsError(
+            f"{tree.label}: holds {shorten(sorted(tops))} but no train folder; add it or leave out the splits"
+        )
     depth = 2 if splits_first else 1  # how many folders name the class
     found = []
     for name in names:
@@ -146,18 +153,16 @@ def folder(tree: Tree, group: str | None) -> Listing:
     entries, unmatched = [], []
     for path, class_name, split, file_name in found:
         match = pattern.search(file_name) if pattern else None
-        if pattern and match is None:
+        together = (match[1] if match.re.groups else match[0]) if match else None
+        if pattern and not together:
             unmatched.append(file_name)
-        together = (match[1] if match.re.groups else match[0]) if match else path
-        entries.append(Entry(path, classes.index(class_name), together, split))
+        entries.append(Entry(path, classes.index(class_name), together or path, split))
     if unmatched:
         raise MlopsError(f"data.group={group}: does not match {len(unmatched)} file names, such as {unmatched[0]}")
     return _listing(tree, classes, entries)
 
 
 def _listing(tree: Tree, classes: list[str], entries: list[Entry]) -> Listing:
-    if len(classes) < 2:
-        raise MlopsError(f"{tree.label}: holds one class only ({', '.join(classes)}); a classifier needs two or more")
     ordered = sorted(entries, key=lambda entry: entry.path)
     for one, other in pairwise(ordered):
         if one.path == other.path:
@@ -199,7 +204,9 @@ def _sign_names(tree: Tree, prefix: str) -> dict[int, str]:
     if path not in tree.names:
         return {}
     rows = _read_csv(tree, path, ("ClassId", "SignName"))
-    return {int(row["ClassId"]): row["SignName"].strip() for _, row in rows if row["ClassId"].isdecimal()}
+    return {
+        int(row["ClassId"]): row["SignName"].strip() for _, row in rows if re.fullmatch(r"[0-9]{1,6}", row["ClassId"])
+    }
 
 
 def _single_folder(names: list[str]) -> str:

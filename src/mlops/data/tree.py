@@ -3,10 +3,14 @@
 A tree can be sent to another process; each opens its own handle on the first read.
 """
 
+import lzma
 import os
 import stat
+import struct
 import tarfile
+import threading
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +19,9 @@ from mlops.errors import MlopsError, one_line
 from mlops.files import safe_relative
 from mlops.image import MAX_BYTES
 
+# What Python's archive readers raise on hostile or damaged bytes, beside their own errors.
+_DAMAGED = (EOFError, ValueError, OverflowError, RecursionError, struct.error)
+
 
 class Tree(ABC):
     """Named byte strings. Names are relative POSIX paths inside the root."""
@@ -22,6 +29,10 @@ class Tree(ABC):
     def __init__(self, label: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
         self.label = label
         self.names = sorted(names)
+        for name in self.names:
+            # Old archives and folders hold names in other encodings; no table or index could be written with them.
+            if not name.isascii() and name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+                raise MlopsError(f"{label}: the file name {name!a} is not UTF-8; rename it")
         self.folders = sorted({*folders, *(parent for name in self.names for parent in _parents(name))})
 
     @abstractmethod
@@ -90,7 +101,6 @@ class TarTree(Tree):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
         self._places: dict[str, tuple[int, int]] = {}
         folders = []
         try:
@@ -107,21 +117,16 @@ class TarTree(Tree):
                     if name in self._places:
                         raise MlopsError(f"{path}: holds {name} twice; pack it anew")
                     self._places[name] = (member.offset_data, member.size)
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, *_DAMAGED) as error:
             raise MlopsError(f"{path}: is not an uncompressed .tar: {one_line(error)}") from error
         super().__init__(str(path), _seen(self._places), _seen(folders))
 
     def read(self, name: str) -> bytes:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         offset, size = self._places[name]
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, min(size, MAX_BYTES + 1), offset)
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        return os.read(self._descriptor, min(size, MAX_BYTES + 1))
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptor": None}
+        # Opened at every read, which costs little: threads and processes share nothing.
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(min(size, MAX_BYTES + 1))
 
 
 class ZipTree(Tree):
@@ -130,11 +135,12 @@ class ZipTree(Tree):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._archive: zipfile.ZipFile | None = None
+        self._lock = threading.Lock()
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-        except zipfile.BadZipFile as error:
-            raise MlopsError(f"{path}: is not a .zip: {one_line(error)}") from error
+        except (zipfile.BadZipFile, NotImplementedError, *_DAMAGED) as error:
+            raise MlopsError(f"{path}: is not a readable .zip: {one_line(error)}") from error
         names, folders = set(), []
         for member in members:
             name = safe_relative(member.filename, str(path))
@@ -149,17 +155,22 @@ class ZipTree(Tree):
         super().__init__(str(path), _seen(names), _seen(folders))
 
     def read(self, name: str) -> bytes:
-        if self._archive is None:
-            self._archive = zipfile.ZipFile(self._path)
         try:
+            with self._lock:
+                # Kept open: a .zip's directory is long to read.
+                self._archive = self._archive or zipfile.ZipFile(self._path)
             with self._archive.open(name) as file:
                 # Never more than the limit, whatever the archive says of itself: a bomb stops here.
                 return file.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise OSError(one_line(error)) from error
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError, *_DAMAGED) as error:
+            raise OSError(f"damaged in the archive: {one_line(error)}") from error
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_archive": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_archive", "_lock")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._archive, self._lock = None, threading.Lock()
 
 
 def open_tree(root: Path, where: str = "data.root") -> Tree:

@@ -16,9 +16,9 @@ from mlops.checkpoint import Checkpoint, read, rebuild
 from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
 from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
-from mlops.data.sources import SPLITS, Listing, folder
+from mlops.data.sources import SPLITS, Listing, folder, gtsrb
 from mlops.data.tree import FolderTree, open_tree
-from mlops.errors import MlopsError, shorten
+from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.evaluate import predict_split
 from mlops.evaluation.scores import score
 from mlops.image import EXTENSIONS, Pixels
@@ -45,7 +45,9 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
     checkpoint = read(path)
     model = _model(checkpoint)
     if data is not None:
-        logits, labels = _predict_listing(model, checkpoint, folder(open_tree(data, "DATA"), None))
+        tree = open_tree(data, "DATA")
+        signs = checkpoint.config.data.source == "gtsrb" and any(name.endswith("Train.csv") for name in tree.names)
+        logits, labels = _predict_listing(model, checkpoint, gtsrb(tree) if signs else folder(tree, None))
         return {"data": str(data), **score(logits, labels, checkpoint.classes)}
     prepared = _own_data(checkpoint, processed)
     batches = Batches(
@@ -91,16 +93,19 @@ def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction]
 
 def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[str, Any]]:
     for path in images:
-        if path.is_dir():
-            tree = FolderTree(path)
-            inside = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
-            if not inside:
-                yield str(path), Unreadable("folder without images")
-        elif not path.exists():
-            yield str(path), Unreadable("no such file")
+        try:
+            if path.is_dir():
+                tree = FolderTree(path)
+                inside = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
+                if not inside:
+                    raise MlopsError("folder without images")
+            else:
+                path.stat()
+                tree, inside = FolderTree(path.absolute().parent, only=path.name), [path.name]
+        except (OSError, MlopsError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
+            yield str(path), Unreadable(reason)
             continue
-        else:
-            tree, inside = FolderTree(path.absolute().parent, only=path.name), [path.name]
         with bar("predicting", len(inside)) as progress:
             for name, result in zip(inside, decode_all(tree, inside, geometry, workers=0), strict=True):
                 progress.advance(1)

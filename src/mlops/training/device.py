@@ -1,6 +1,5 @@
 """Where a run computes, and in which precision."""
 
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -36,11 +35,6 @@ def pick_autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.devi
     if precision == "fp32":
         return "fp32", nullcontext
     return "bf16", lambda: torch.autocast(device.type, torch.bfloat16)
-
-
-def describe_device(device: torch.device) -> str:
-    """The device as a person names it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def _has_bf16(device: torch.device) -> bool:

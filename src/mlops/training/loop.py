@@ -1,5 +1,6 @@
 """The loop. It is handed ready-made values and reads no config."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,6 +13,8 @@ from mlops.errors import MlopsError
 from mlops.evaluation.metrics import epoch_metrics
 from mlops.training.device import Autocast
 from mlops.training.schedule import Schedule
+
+_REMEDY = "try a smaller training.optimizer.lr or training.precision=fp32"
 
 Metrics = dict[str, float]
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -42,7 +45,10 @@ def fit(
             labels.append(batch.labels)
         loss = _finite(torch.stack(losses), epoch)
         trained = epoch_metrics("train", torch.cat(predictions), torch.cat(labels), loss.mean(), num_classes)
-        after_epoch({"epoch": epoch + 1, **trained, **evaluate()})
+        metrics = {"epoch": epoch + 1, **trained, **evaluate()}
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise MlopsError(f"epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {_REMEDY}")
+        after_epoch(metrics)
 
 
 def make_step(
@@ -81,7 +87,6 @@ def _finite(losses: Tensor, epoch: int) -> Tensor:
     if len(bad):
         position = int(bad[0])
         raise MlopsError(
-            f"epoch {epoch + 1}, step {position + 1} of {len(losses)}: the loss is {float(losses[position])}; "
-            "try a smaller training.optimizer.lr or training.precision=fp32"
+            f"epoch {epoch + 1}, step {position + 1} of {len(losses)}: the loss is {float(losses[position])}; {_REMEDY}"
         )
     return losses
