@@ -17,7 +17,7 @@ from mlops.image import Decoded, Filter, ImageError, Resize, decode
 
 CHUNK = 64
 # Work of fewer seconds than this is done before processes have started.
-SECONDS_WORTH_PROCESSES = 1.0
+SECONDS_WORTH_PROCESSES = 2.0
 # Windows can wait for no more handles at once.
 MOST_PROCESSES = 61
 

@@ -269,12 +269,12 @@ class _ArrayWriter:
 
     def _close(self) -> None:
         # NumPy reserves room in the header for the first axis to grow, so rewriting it moves nothing.
-        end = self._file.tell()
-        self._file.seek(0)
-        self._header()
-        self._file.seek(end)
-        _sync(self._file)
-        self._file.close()
+        try:
+            self._file.seek(0)
+            self._header()
+            _sync(self._file)
+        finally:
+            self._file.close()
 
     def _header(self) -> None:
         description = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._shape)}
