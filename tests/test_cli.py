@@ -168,3 +168,21 @@ def test_a_damaged_image_in_a_folder_to_score_is_refused_not_left_out(mlops: Com
     done = mlops("evaluate", LATEST, tmp_path / "new")
     assert done.code == 2
     assert "red/2.png: empty file" in done.errors[0]
+
+
+def test_evaluate_takes_gtsrb_in_its_own_layout(hydra_command: Command, mlops_command: Command, tmp_path: Path):
+    rows = []
+    for class_id, colour in ((3, COLOURS["red"]), (14, COLOURS["blue"])):
+        for track in range(5):
+            for frame in range(3):
+                name = f"Train/{class_id}/{class_id:05}_{track:05}_{frame:05}.png"
+                rows.append(f"{class_id},{name}")
+                (tmp_path / "signs" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "signs" / name).write_bytes(png(100 * class_id + 10 * track + frame, colour=colour))
+    (tmp_path / "signs" / "Train.csv").write_text("\n".join(["ClassId,Path", *rows]))
+    (tmp_path / "signs" / "signnames.csv").write_text("ClassId,SignName\n3,Speed limit\n14,Stop\n")
+    overrides = [setting for setting in QUICK if setting != "data=folder"]
+    assert hydra_command("train", "data=gtsrb", f"data.root={tmp_path}/signs", *overrides).code == 0
+    scores = json.loads(mlops_command("evaluate", LATEST, tmp_path / "signs", "--json", "-").out)
+    assert scores["n"] == 30
+    assert set(scores["per_class"]) == {"Speed limit", "Stop"}
