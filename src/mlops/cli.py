@@ -1,14 +1,13 @@
 """`mlops`: tools that start from a checkpoint. Heavy imports wait until a command needs them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import mlops
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, fail
 from mlops.files import users_to_mend
 
 app = typer.Typer(
@@ -112,14 +111,11 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments)
     except MlopsError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        fail(error)
     except OSError as error:
         if (known := users_to_mend(error)) is None:
             raise
-        print(f"error: {known}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        fail(known)
 
 
 if __name__ == "__main__":

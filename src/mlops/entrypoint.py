@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
 from mlops.config import Config
-from mlops.errors import MlopsError, one_line
+from mlops.errors import MlopsError, fail, one_line
 from mlops.files import users_to_mend
 
 log = logging.getLogger(__name__)
@@ -86,13 +86,6 @@ def start(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
-
-
-def fail(error: MlopsError) -> None:
-    """One line a problem on standard error, and exit code 2."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(2) from None
 
 
 def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig], None]:

@@ -1,6 +1,8 @@
 """The one exception for everything that is the user's to mend."""
 
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 class MlopsError(Exception):
@@ -12,6 +14,13 @@ class MlopsError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: list[str] = [printable(p) for p in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+def fail(error: MlopsError) -> NoReturn:
+    """How an entrypoint ends after a mistake of the user's: one line a problem on standard error, and exit code 2."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2) from None
 
 
 def printable(text: str) -> str:

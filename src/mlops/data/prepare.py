@@ -321,16 +321,13 @@ def _name_of(root: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem).strip("-") or "data"
 
 
-def _allowed(total: int, max_bad: float) -> str:
-    return f"{int(total * max_bad)} of {total:,} (data.max_bad={max_bad:g})"
-
-
 def _check_skipped(skipped: Sequence[dict[str, str]], total: int, max_bad: float) -> None:
     if len(skipped) <= total * max_bad:
         return
     named = [f"{bad['path']} ({bad['reason']})" for bad in skipped]
     raise MlopsError(
-        f"{len(skipped)} unreadable images, more than the {_allowed(total, max_bad)} that may be skipped: "
+        f"{len(skipped)} unreadable images, more than the {int(total * max_bad)} of {total:,} "
+        f"(data.max_bad={max_bad:g}) that may be skipped: "
         f"{shorten(named, 5)}; mend or remove them, or raise data.max_bad"
     )
 
