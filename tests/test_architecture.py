@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
     {"errors", "files", "image", "progress"},
-    {"targets", "tables"},
+    {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},

@@ -75,6 +75,13 @@ def decode(data: bytes, size: tuple[int, int], resize: Resize = "squash", filter
     return Decoded(np.asarray(resized, dtype=np.uint8), image.width, image.height)
 
 
+def png(pixels: Pixels) -> bytes:
+    """uint8 `[H, W, 3]` as a PNG file, for pages that show images."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty file")

@@ -1,0 +1,138 @@
+"""Pages people look at: one self-contained HTML file, no script, no network, light and dark, readable on a phone.
+
+Everything that comes from data (class names, paths, error texts) is escaped here.
+"""
+
+import base64
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from mlops.errors import printable
+from mlops.image import Pixels, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Figures are drawn in this colour, which no palette has; the page then puts in the text's own, light or dark.
+INK = "#01fe02"
+BLUE, ORANGE = "#3b82f6", "#f08c2e"
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6b7d; --paper: #fbfcfd; --card: #fff; --line: #dde3ea;
+  --accent: #2563eb; --good: #15803d; --bad: #c2410c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e9f0; --soft: #9aa7b8; --paper: #11161d; --card: #181f29;
+  --line: #2c3746; --accent: #7cb0ff; --good: #4ade80; --bad: #fb923c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 4rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 .2rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
+p { margin: .4rem 0 .8rem; max-width: 46rem; } .soft, figcaption, th { color: var(--soft); }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem; margin-top: .8rem; }
+a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--soft); font-size: .85rem; }
+figure { margin: 1rem 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem;
+  overflow-x: auto; } figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figcaption { font-size: .88rem; margin-top: .4rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; width: 100%; }
+th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; white-space: nowrap; } td { overflow-wrap: anywhere; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
+.pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
+.pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem; image-rendering: pixelated;
+  background: var(--line); display: block; margin-bottom: .3rem; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; overflow-x: auto;
+  font: .84rem/1.45 ui-monospace, "SF Mono", Consolas, monospace; }
+details > summary { cursor: pointer; color: var(--accent); } .good { color: var(--good); } .bad { color: var(--bad); }
+"""
+
+
+def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
+    """A whole page. `title` and `lead` are text; of each section, the heading is text and the body is HTML."""
+    sections = [(heading, body) for heading, body in sections if body]
+    anchors = [re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") for heading, _ in sections]
+    links = "".join(f'<a href="#{a}">{text(h)}</a>' for a, (h, _) in zip(anchors, sections, strict=True) if h)
+    bodies = "".join(
+        f'<section id="{a}">{f"<h2>{text(h)}</h2>" if h else ""}{body}</section>'
+        for a, (h, body) in zip(anchors, sections, strict=True)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # Nothing is fetched and nothing runs, whatever a name in the data says.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">'
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n"
+        f'<body><header><h1>{text(title)}</h1><p class="soft">{text(lead)}</p><nav>{links}</nav></header>'
+        f"<main>{bodies}</main></body></html>\n"
+    )
+
+
+def text(value: Any) -> str:
+    """Any value as text in HTML."""
+    return html.escape(printable(str(value)))
+
+
+def tiles(items: Iterable[tuple[str, str]]) -> str:
+    """The few numbers that matter most: (what, value)."""
+    cells = "".join(f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>' for name, value in items)
+    return f'<div class="tiles">{cells}</div>'
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; columns that hold numbers only stand to the right. No header when all columns are unnamed."""
+    rows = [list(row) for row in rows]
+    right = [
+        bool(rows) and all(re.fullmatch(r"[-+]?[\d,.]+ ?%?|", str(row[i])) for row in rows) for i in range(len(columns))
+    ]
+    kind = [' class="n"' if numeric else "" for numeric in right]
+    header = "".join(f"<th{k}>{text(c)}</th>" for k, c in zip(kind, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{text(cell)}</td>" for k, cell in zip(kind, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    head = f"<thead><tr>{header}</tr></thead>" if any(columns) else ""
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def pictures(items: Iterable[tuple[Pixels, Sequence[str]]]) -> str:
+    """Images uint8 `[H, W, 3]`, each with lines of text below it."""
+    cells = "".join(
+        f'<div><img alt="{text(lines[0])}" src="data:image/png;base64,{base64.b64encode(png(pixels)).decode()}">'
+        f"{'<br>'.join(text(line) for line in lines)}</div>"
+        for pixels, lines in items
+    )
+    return f'<div class="pictures">{cells}</div>'
+
+
+def figure(drawing: "Figure", caption: str) -> str:
+    """A figure drawn within `drawing_style`, as a part of the page: sharp at any size, its text is text."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        # Class names may be in any script; the browser has the letters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
+        # No date: the same run gives the same page.
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", svg[svg.index("<svg") :]).replace(INK, "currentColor")
+    return f'<figure role="img" aria-label="{text(caption)}">{svg}<figcaption>{text(caption)}</figcaption></figure>'
+
+
+def drawing_style() -> AbstractContextManager[None]:
+    """matplotlib's settings for figures of a page: its ink becomes the page's, its text stays text."""
+    import matplotlib as mpl
+
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = dict.fromkeys(inked, INK)
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": "mlops", "font.family": "sans-serif", "font.size": 10.0}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#8894a4", "grid.alpha": 0.3}
+    return mpl.rc_context(settings)

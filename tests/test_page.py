@@ -1,0 +1,44 @@
+import re
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlops import page
+
+
+def test_a_page_is_one_file_that_fetches_nothing_and_runs_nothing():
+    text = page.page("Report", "of a run", [("First part", "<p>body</p>"), ("Empty", "")])
+    assert "<h2>First part</h2><p>body</p>" in text
+    assert '<a href="#first-part">First part</a>' in text
+    assert "Empty" not in text
+    assert "default-src 'none'" in text
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text)
+
+
+def test_what_comes_from_data_is_text_and_never_markup():
+    evil = '<img src=x onerror="alert(1)">\x1b[2J'
+    drawing = Figure()
+    with page.drawing_style():
+        drawing.subplots().set_title(evil, parse_math=False)
+        found = page.page(evil, evil, [(evil, page.tiles([(evil, evil)]) + page.table([evil], [[evil]]))])
+        found += page.pictures([(np.zeros((2, 2, 3), np.uint8), [evil])]) + page.figure(drawing, evil)
+    assert "<img src=x" not in found
+    assert "\x1b" not in found
+
+
+def test_a_figure_takes_the_ink_of_the_page_and_is_the_same_every_time():
+    def draw() -> str:
+        with page.drawing_style():
+            drawing = Figure()
+            drawing.subplots().set_title("A title")
+            return page.figure(drawing, "What it shows")
+
+    assert "currentColor" in draw()
+    assert page.INK not in draw()
+    assert ">A title</text>" in draw()
+    assert draw() == draw()
+
+
+def test_numbers_stand_to_the_right():
+    assert page.table(["name", "n"], [["a", "1,234"], ["b", "5.1 %"]]).count('<td class="n">') == 2
