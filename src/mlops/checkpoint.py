@@ -58,6 +58,15 @@ def save(path: Path, state_dict: "Mapping[str, Tensor]", metadata: Mapping[str, 
             archive.writestr(_METADATA, _canonical(plain))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file looks like one of ours; `read` says whether it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _METADATA in archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return False
+
+
 def read(path: Path) -> Checkpoint:
     """Read and verify a checkpoint, on the CPU.
 

@@ -99,12 +99,31 @@ class TrainingConfig:
     monitor: Monitor = setting(
         "val_Accuracy", "metric key that picks the best epoch (of those that tie, the lowest val_loss)"
     )
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "bf16 autocast where the hardware has it (auto)")
+    class_weights: Literal["balanced"] | None = setting(
+        None, "balanced: every class counts alike in the loss, however few its images"
+    )
+    patience: int | None = setting(None, "stop after this many epochs without a better monitor", minimum=1)
+    ema: float = setting(
+        0.0,
+        "decay of the moving average of the weights, which is then evaluated and kept; 0 is off",
+        minimum=0,
+        below=1,
+    )
+    clip_norm: float | None = setting(None, "largest norm of all gradients together", above=0)
+    accumulate: int = setting(
+        1, "parts that a batch is computed in, for networks that need more memory than there is", minimum=1
+    )
+    freeze_epochs: int = setting(0, "epochs in which only the head learns, with model.weights", minimum=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "autocast; auto is bf16 where the hardware has it, else fp16 on CUDA and fp32 elsewhere"
+    )
+    compile: bool = setting(False, "torch.compile the network: minutes at the start, faster steps on a GPU")
     channels_last: bool = setting(True, "keep images and weights in channels-last memory")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int = setting(0, "CPU threads of torch; 0 is torch's own choice", minimum=0, maximum=1024)
     limit_batches: int | None = setting(None, "stop every epoch and evaluation after this many batches", minimum=1)
     overfit_batches: int = setting(0, "train and validate on the same first batches only; 0 is off", minimum=0)
+    profile: int = setting(0, "profile this many steps of the first epoch; 0 is off", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,15 @@ class AugmentConfig:
     contrast: float = setting(0.0, "largest change of contrast, share", minimum=0, maximum=1)
     flip: float = setting(
         0.0, "probability of a left-right flip; off where left and right differ, as on signs", minimum=0, maximum=1
+    )
+    blur: float = setting(0.0, "largest sigma of a Gaussian blur, pixels", minimum=0, maximum=16)
+    noise: float = setting(
+        0.0, "largest standard deviation of Gaussian noise, share of the range", minimum=0, maximum=1
+    )
+    erase: float = setting(0.0, "largest share of the area under a rectangle of one colour", minimum=0, below=1)
+    mixup: float = setting(0.0, "alpha of mixup: two images in one, and their labels; 0 is off", minimum=0, maximum=64)
+    cutmix: float = setting(
+        0.0, "alpha of cutmix: a part of another image, and of its label; 0 is off", minimum=0, maximum=64
     )
 
 
@@ -207,7 +235,8 @@ def check_targets(raw: Mapping[str, Any], allowed: Collection[str]) -> list[str]
         for part in where.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         if isinstance(node, Mapping):
-            problems += targets.check(node, where, allowed, provided)
+            own = {key: value for key, value in node.items() if (where, key) != ("model", "weights")}
+            problems += targets.check(own, where, allowed, provided)
     return problems
 
 
@@ -279,8 +308,21 @@ def _check_together(config: Config) -> Iterator[str]:
             yield f"data.group={data.group}: is not a regular expression: {error}"
     if data.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", data.name):
         yield f"data.name={data.name}: must be letters, digits, dots, underscores and hyphens"
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.training.device):
-        yield f"training.device={config.training.device}: must be auto, cpu, cuda, cuda:<number> or mps"
+    training, weights = config.training, config.model.get("weights")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", training.device):
+        yield f"training.device={training.device}: must be auto, cpu, cuda, cuda:<number> or mps"
+    if not isinstance(weights, str | None):
+        yield f"model.weights={shown(weights)}: must be the name of published weights, a file or null"
+    if training.freeze_epochs > training.epochs:
+        yield (
+            f"training.freeze_epochs={training.freeze_epochs}: is more than training.epochs={training.epochs}; "
+            "lower the one or raise the other"
+        )
+    if training.freeze_epochs and weights is None:
+        yield (
+            f"training.freeze_epochs={training.freeze_epochs}: model.weights=null leaves nothing worth keeping; set "
+            "model.weights, or training.freeze_epochs=0"
+        )
 
 
 def _construct(kind: type, raw: Mapping[str, Any]) -> Any:
@@ -295,8 +337,9 @@ def _construct(kind: type, raw: Mapping[str, Any]) -> Any:
 
 
 def config_folder() -> Path:
-    """`configshydra/` of this repository."""
-    return Path(__file__).parents[2] / "configshydra"
+    """`configshydra/`: inside the installed package, or that of the repository in a checkout."""
+    installed = Path(__file__).parent / "configshydra"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configshydra"
 
 
 def words(annotation: Any) -> str:

@@ -30,21 +30,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
+from mlops import targets
 from mlops.config import Config
 from mlops.errors import MlopsError, fail, one_line
 from mlops.files import users_to_mend
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[dict[str, Any]], list[str]]
+# composed plain values and the allowed names of targets -> what is wrong
+Check = Callable[[dict[str, Any], frozenset[str]], list[str]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where this run's files go, and whether it is one of a sweep's many."""
+    """Where this run's files go, whether it is one of a sweep's many, and which names a config may build."""
 
     folder: Path
     sweep: bool
+    allowed: frozenset[str]
 
 
 def start(
@@ -58,12 +61,19 @@ def start(
     _register()
     arguments = get_args_parser().parse_intermixed_args()
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
+
+    def check(raw: dict[str, Any]) -> list[str]:
+        return schema.check(raw) + (check_more(raw, allowed) if check_more else [])
+
+    # A network beside the user's own configs need not be an installed package. Last, so that it shadows nothing.
+    sys.path.append(str(Path.cwd()))
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
     try:
+        allowed = targets.read_allowed(*folders)
         overrides = [_accept_new_keys(_take_literally(text), folders) for text in arguments.overrides]
         # A config folder in the place of ours, or a rerun, is Hydra's to judge.
         if runs and not (arguments.experimental_rerun or arguments.config_path):
-            problems = _check_all(arguments, overrides, folders, check_more)
+            problems = _check_all(arguments, overrides, folders, check)
             if problems:
                 raise MlopsError(problems)
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
@@ -73,7 +83,7 @@ def start(
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, _terminate)
         hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
-            _job(task, name)
+            _job(task, name, allowed)
         )()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         fail(MlopsError(one_line(error)))
@@ -88,12 +98,12 @@ def start(
         raise SystemExit(130) from None
 
 
-def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig], None]:
+def _job(task: Callable[[Config, Run], None], name: str, allowed: frozenset[str]) -> Callable[[DictConfig], None]:
     def job(composed: DictConfig) -> None:
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            task(schema.load(_plain(composed)), Run(_shorten(Path(settings.runtime.output_dir)), sweep=sweep))
+            task(schema.load(_plain(composed)), Run(_shorten(Path(settings.runtime.output_dir)), sweep, allowed))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)
@@ -152,7 +162,10 @@ def _is_group(override: Override, folders: Iterable[Path]) -> bool:
 
 
 def _check_all(
-    arguments: argparse.Namespace, overrides: list[str], folders: Sequence[Path], check_more: Check | None
+    arguments: argparse.Namespace,
+    overrides: list[str],
+    folders: Sequence[Path],
+    check: Callable[[dict[str, Any]], list[str]],
 ) -> list[str]:
     """Every problem of this command line and of the files it composes."""
     problems: list[str] = []
@@ -183,17 +196,12 @@ def _check_all(
         first = compose(good)
         if isinstance(first, str):
             return [*problems, first]
-    problems += _check(first, check_more)
+    problems += check(first)
     for position, value in variants:
         result = compose([*base[:position], value, *base[position + 1 :]])
-        found = [_name(value, result, folders)] if isinstance(result, str) else _check(result, check_more)
+        found = [_name(value, result, folders)] if isinstance(result, str) else check(result)
         problems += [problem for problem in found if problem not in problems]
     return problems
-
-
-def _check(raw: dict[str, Any], check_more: Check | None) -> list[str]:
-    problems = schema.check(raw)
-    return problems + (check_more(raw) if check_more else [])
 
 
 def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:

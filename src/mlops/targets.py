@@ -17,18 +17,46 @@ from mlops.errors import MlopsError, one_line
 
 Target = dict[str, Any]
 
-MODELS = frozenset({"mlops.models.TinyCNN", "mlops.models.SignNet"})
+# torchvision's classifiers, but googlenet and inception_v3, which give tuples while they train.
+_TORCHVISION = (
+    "alexnet",
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+    *(f"efficientnet_{size}" for size in ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "v2_s", "v2_m", "v2_l")),
+    "maxvit_t",
+    *(f"mnasnet{width}" for width in ("0_5", "0_75", "1_0", "1_3")),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+    *(f"regnet_x_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
+    *(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf", "128gf")),
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+    *(f"shufflenet_v2_{width}" for width in ("x0_5", "x1_0", "x1_5", "x2_0")),
+    *("squeezenet1_0", "squeezenet1_1"),
+    *(f"swin_{size}" for size in ("t", "s", "b", "v2_t", "v2_s", "v2_b")),
+    *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *(f"vit_{size}" for size in ("b_16", "b_32", "l_16", "l_32", "h_14")),
+)
+MODELS = frozenset(
+    {
+        *(f"mlops.models.{name}" for name in ("TinyCNN", "SignNet", "timm_model")),
+        *(f"torchvision.models.{name}" for name in _TORCHVISION),
+    }
+)
 OPTIMIZERS = frozenset(
     f"torch.optim.{name}"
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
 )
 
 
-def read_allowed(folder: Path) -> frozenset[str]:
+def read_allowed(*folders: Path) -> frozenset[str]:
     """The built-in names and those a user added in `<folder>/allowed_targets.yaml`, a list of exact names."""
+    return (MODELS | OPTIMIZERS).union(*map(_read_names, folders))
+
+
+def _read_names(folder: Path) -> Iterable[str]:
     path = folder / "allowed_targets.yaml"
     if not path.is_file():
-        return MODELS | OPTIMIZERS
+        return ()
     import yaml
 
     try:
@@ -37,7 +65,7 @@ def read_allowed(folder: Path) -> frozenset[str]:
         raise MlopsError(f"{path}: is not readable YAML: {one_line(error)}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and "." in name.strip(".") for name in names):
         raise MlopsError(f"{path}: must be a list of full names such as `- my_package.models.MyNet`")
-    return MODELS | OPTIMIZERS | frozenset(names)
+    return names
 
 
 def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callable[..., Any]:
@@ -49,13 +77,13 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
     names = sorted(allowed)
     name = node.get("_target_")
     if not isinstance(name, str) or not name:
-        raise MlopsError(f"{where}._target_={name}: must be the full name of a class, one of {', '.join(names)}")
+        raise MlopsError(f"{where}._target_={name}: must be the full name of a class or function")
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(names)}"
+        hint = f"did you mean {close[0]}? " if close else ""
         raise MlopsError(
-            f"{where}._target_={name}: is not an allowed name; {hint} Names of your own go into "
-            "configshydra/allowed_targets.yaml"
+            f"{where}._target_={name}: is not an allowed name; {hint}Names of your own go into allowed_targets.yaml of "
+            "the config folder"
         )
     module, _, attribute = name.rpartition(".")
     try:
@@ -70,12 +98,18 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
 def build(node: Mapping[str, Any], where: str, allowed: Iterable[str], *args: Any, **provided: Any) -> Any:
     """Call what `node` names with its parameters; `provided` fills what the target takes and the node leaves open.
 
+    A target that takes any keyword (torchvision's networks do) gets `num_classes`, the one that all networks know.
+
     Raises:
         MlopsError: the name is not allowed, or the call fails.
     """
     found = find(node, where, allowed)
     given = {key: value for key, value in node.items() if key != "_target_"}
-    taken = {name: value for name, value in provided.items() if name in parameters(found)}
+    accepted = parameters(found)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    taken = {
+        name: value for name, value in provided.items() if name in accepted or (open_ended and name == "num_classes")
+    }
     try:
         return found(*args, **{**taken, **given})
     except Exception as error:

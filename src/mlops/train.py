@@ -42,51 +42,86 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
     from mlops.tracking import Tracker
-    from mlops.training.device import pick_autocast, pick_device
+    from mlops.training.average import follow
+    from mlops.training.device import compile_model, pick_autocast, pick_device
+    from mlops.training.freeze import build_mode
     from mlops.training.loop import Metrics, fit, make_step
-    from mlops.training.record import describe_epoch, describe_run
+    from mlops.training.loss import build_loss
+    from mlops.training.profile import profiling
+    from mlops.training.record import best_epoch, describe_epoch, describe_run
     from mlops.training.schedule import build_schedule
+    from mlops.training.start import load_start, read_start
 
     settings, seed, size = config.training, config.seed, config.data.image_size
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     device = pick_device(settings.device)
-    precision, autocast = pick_autocast(settings.precision, device)
-    allowed = targets.read_allowed(schema.config_folder())
+    precision, autocast, scaler = pick_autocast(settings.precision, device)
 
     index = build_index(config.data)
     classes = index.classes
-    if problems := check_model(config.model, allowed, num_classes=len(classes), image_size=size):
+    if problems := check_model(config.model, run.allowed, num_classes=len(classes), image_size=size):
         raise MlopsError(problems)
+    start = read_start(config.model, run.allowed)
     data = prepare(index, Path(config.paths.processed))
 
+    # Start weights expect pixels scaled as those that they were trained on.
+    mean, std = (start and start.mean) or data.manifest["mean"], (start and start.std) or data.manifest["std"]
     overfit, limit = settings.overfit_batches, settings.overfit_batches or settings.limit_batches
     train_limit, evaluation_limit = (limit * settings.batch_size, limit * EVALUATION_BATCH) if limit else (None, None)
+
+    def load(split: str, most: int | None) -> Batches:
+        return Batches.of(data, split, device, mean=mean, std=std, limit=most)
+
     batches = {
-        "train": Batches.of(data, "train", device, train_limit),
-        "val": Batches.of(data, *(("train", device, train_limit) if overfit else ("val", device, evaluation_limit))),
-        "test": Batches.of(data, "test", device, evaluation_limit),
+        "train": load("train", train_limit),
+        "val": load("train", train_limit) if overfit else load("val", evaluation_limit),
+        "test": load("test", evaluation_limit),
     }
     steps = batches["train"].steps(settings.batch_size)
     images = settings.epochs * steps * min(settings.batch_size, len(batches["train"]))
 
     model = build_model(
         config.model,
-        allowed,
+        run.allowed,
         num_classes=len(classes),
         image_size=size,
         channels_last=settings.channels_last,
         seed=seed,
-    ).to(device)
+    )
+    if start:
+        load_start(model, start, classes)
+    model.to(device)
+    # What is evaluated and kept: the network, or the moving average of its weights.
+    kept, after_update = follow(model, settings.ema)
     step = make_step(
-        model=model,
-        optimizer=targets.build(settings.optimizer, "training.optimizer", allowed, model.parameters()),
+        forward=compile_model(model) if settings.compile else model,
+        optimizer=targets.build(settings.optimizer, "training.optimizer", run.allowed, model.parameters()),
         schedule=build_schedule(settings.schedule, settings.epochs * steps),
-        loss_function=torch.nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
+        loss_function=build_loss(
+            data.manifest["counts"]["train"],
+            class_weights=settings.class_weights,
+            label_smoothing=settings.label_smoothing,
+            device=device,
+        ),
         autocast=autocast,
+        scaler=scaler,
+        set_mode=build_mode(model, len(classes), settings.freeze_epochs * steps),
+        after_update=after_update,
+        parts=settings.accumulate,
+        clip_norm=settings.clip_norm,
         seed=seed,
     )
-    augment = build_augment(config.augment)
-    story = describe_run(config, data, device=str(device), threads=torch.get_num_threads(), precision=precision)
+    augment = build_augment(config.augment, len(classes))
+    story = describe_run(
+        config,
+        data,
+        start=start.describe() if start else None,
+        mean=mean,
+        std=std,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        precision=precision,
+    )
     latest = Path(config.paths.models) / "latest" / "best_model.pth"
     promoted = config.promote and not run.sweep
     if promoted:
@@ -96,13 +131,15 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     path, history = run.folder / "best_model.pth", list[Metrics]()
 
     def best() -> Metrics:
-        # A small validation split is soon without a mistake; of epochs that tie, the surer one is the better.
-        sign = -1 if settings.monitor.endswith("_loss") else 1
-        return max(history, key=lambda metrics: (sign * metrics[settings.monitor], -metrics["val_loss"]))
+        return best_epoch(history, settings.monitor)
+
+    def out_of_patience() -> bool:
+        return settings.patience is not None and history[-1]["epoch"] - best()["epoch"] >= settings.patience
 
     with (
         Tracker(config.tracking, run.folder, dataclasses.asdict(config), data.fingerprint) as tracker,
         bar("training", images) as progress,
+        profiling(settings.profile, run.folder / "profile", device) as profiler,
     ):
 
         def after_step(epoch: int, count: int, loss: "Tensor") -> None:
@@ -112,7 +149,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             history.append(metrics)
             tracker.log_epoch(metrics)
             if best() is metrics:
-                checkpoint.save(path, model.state_dict(), story | describe_epoch(metrics, history, steps))
+                checkpoint.save(path, kept.state_dict(), story | describe_epoch(metrics, history, steps))
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best() is metrics else ""))
 
         log.info(
@@ -122,11 +159,14 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         started = time.monotonic()
         fit(
             epochs=settings.epochs,
-            batches=lambda epoch: batches["train"].training(epoch, settings.batch_size, seed, augment),
-            step=step,
-            evaluate=lambda: evaluate_split(model, batches["val"].evaluation(), "val", len(classes)),
+            batches=lambda epoch: profiler.batches(
+                batches["train"].training(epoch, settings.batch_size, seed, augment)
+            ),
+            step=profiler.step(step),
+            evaluate=lambda: evaluate_split(kept, batches["val"].evaluation(), "val", len(classes)),
             after_step=after_step,
             after_epoch=after_epoch,
+            stop=out_of_patience,
             num_classes=len(classes),
         )
         seconds = time.monotonic() - started
@@ -137,10 +177,10 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             )
 
         # Read back, so that what is scored is what was kept.
-        model.load_state_dict(checkpoint.read(path).state_dict)
-        scores = score(*predict_split(model, batches["test"].evaluation()), classes)
+        kept.load_state_dict(checkpoint.read(path).state_dict)
+        scores = score(*predict_split(kept, batches["test"].evaluation()), classes)
         final = best() | overall_metrics(scores)
-        checkpoint.save(path, model.state_dict(), story | describe_epoch(final, history, steps))
+        checkpoint.save(path, kept.state_dict(), story | describe_epoch(final, history, steps))
         write_report(run.folder / "report", scores, history, int(final["epoch"]))
         tracker.log_summary(overall_metrics(scores))
         tracker.log_checkpoint(path)
@@ -148,21 +188,23 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     if promoted:
         with atomic(latest) as temporary:
             shutil.copyfile(path, temporary)
+    images = images * len(history) // settings.epochs
     log.info(f"trained {images:,} images in {seconds:.1f} s, {images / seconds:,.0f} images/s")
     tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)
 
 
-def check_targets(raw: dict[str, Any]) -> list[str]:
+def check_targets(raw: dict[str, Any], allowed: frozenset[str]) -> list[str]:
     """What is wrong with the model and the optimizer, before any data is looked at."""
-    allowed = targets.read_allowed(schema.config_folder())
     problems = schema.check_targets(raw, allowed)
     if problems or schema.check(raw):
         return problems
     import torch
 
     from mlops.models.build import check_model
+    from mlops.training.start import check_weights
 
     config = schema.load(raw)
+    problems += check_weights(config.model, allowed)
     try:
         targets.build(config.training.optimizer, "training.optimizer", allowed, [torch.zeros(1, requires_grad=True)])
     except MlopsError as error:

@@ -6,10 +6,10 @@ import torch
 
 from mlops.config import AugmentConfig, DataConfig, SplitConfig
 from mlops.data.augment import build_augment
-from mlops.data.batches import Batches
+from mlops.data.batches import Batches, evaluation_batch
 from mlops.data.prepare import build_index, prepare
 
-NONE = build_augment(AugmentConfig())
+NONE = build_augment(AugmentConfig(), num_classes=10)
 
 
 def batches(count: int = 10) -> Batches:
@@ -62,7 +62,7 @@ def test_evaluation_shows_all_images_in_their_order():
 
 
 def test_augmentation_depends_on_epoch_and_position_only():
-    augment = build_augment(AugmentConfig(brightness=0.5))
+    augment = build_augment(AugmentConfig(brightness=0.5), num_classes=10)
     run = [list(batches(6).training(epoch, 3, 0, augment)) for epoch in (0, 0, 1)]
     for one, other in zip(run[0], run[1], strict=True):
         assert torch.equal(one.images, other.images)
@@ -86,8 +86,26 @@ def test_large_data_is_cut_where_it_lies_and_only_batches_go_to_the_device(monke
 def test_a_limit_draws_from_all_classes(pictures: Path, tmp_path: Path):
     settings = DataConfig(source="folder", root=str(pictures), image_size=8, split=SplitConfig(0.2, 0.2))
     data = prepare(build_index(settings), tmp_path)
-    limited = Batches.of(data, "train", torch.device("cpu"), 9)
+    settings_of = {"device": torch.device("cpu"), "mean": [0.5] * 3, "std": [0.5] * 3}
+    limited = Batches.of(data, "train", limit=9, **settings_of)
     labels = next(limited.evaluation()).labels
     assert len(limited) == 9
     assert set(labels.tolist()) == {0, 1, 2}
-    assert len(Batches.of(data, "train", torch.device("cpu"), 1000)) == 36
+    assert len(Batches.of(data, "train", limit=1000, **settings_of)) == 36
+
+
+def test_large_images_are_evaluated_fewer_at_a_time():
+    sizes = [evaluation_batch(side, side) for side in (32, 256, 512, 2048, 5000)]
+    assert sizes == [256, 256, 64, 4, 1]
+    images = np.zeros((70, 512, 512, 3), dtype=np.uint8)
+    source = Batches(images, np.zeros(70, dtype=np.int64), mean=[0.0] * 3, std=[1.0] * 3, device=torch.device("meta"))
+    assert [len(batch.labels) for batch in source.evaluation()] == [64, 6]
+
+
+def test_mixed_targets_stand_beside_the_labels():
+    augment = build_augment(AugmentConfig(mixup=1.0), num_classes=10)
+    for batch in batches().training(0, 5, 0, augment):
+        assert batch.labels.dtype == torch.int64
+        assert batch.targets.shape == (5, 10)
+        # What is left of the own label is the label's place in the shares.
+        assert (batch.targets.gather(1, batch.labels[:, None]) > 0).all()

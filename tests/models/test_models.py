@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from torch import nn
 
 from mlops.errors import MlopsError
 from mlops.models import SignNet, TinyCNN
-from mlops.models.build import build_model, check_model
+from mlops.models.build import build_model, check_model, find_head
 from mlops.targets import MODELS
 
 SIGNNET = {"_target_": "mlops.models.SignNet", "width": 8}
@@ -84,3 +85,52 @@ def test_a_target_that_is_no_network_is_refused():
             image_size=8,
             channels_last=False,
         )
+
+
+@pytest.mark.parametrize(
+    ("node", "head"),
+    [
+        ({"_target_": "torchvision.models.resnet18"}, "fc"),
+        ({"_target_": "torchvision.models.efficientnet_v2_s", "dropout": 0.3}, "classifier.1"),
+        ({"_target_": "torchvision.models.squeezenet1_1"}, "classifier.1"),
+        ({"_target_": "torchvision.models.regnet_x_400mf"}, "fc"),  # cannot be built on the meta device
+        ({"_target_": "torchvision.models.vit_b_16", "image_size": 64}, "heads.head"),
+        ({"_target_": "mlops.models.timm_model", "model_name": "vit_tiny_patch16_224", "img_size": 64}, "head"),
+        (SIGNNET, "head"),
+        (TINYCNN, "head.4"),
+    ],
+)
+def test_the_networks_of_the_libraries_get_a_head_for_the_classes(node: dict[str, Any], head: str):
+    assert check_model(node | {"weights": "DEFAULT"}, MODELS, num_classes=5, image_size=64) == []
+    with torch.device("meta" if "regnet" not in node["_target_"] else "cpu"):
+        model = build_model(node, MODELS, num_classes=5, image_size=64, channels_last=False)
+    assert find_head(model, 5) == head
+
+
+def test_every_allowed_network_of_torchvision_is_there():
+    import torchvision
+
+    known = set(torchvision.models.list_models(module=torchvision.models))
+    allowed = {name.rsplit(".", 1)[1] for name in MODELS if name.startswith("torchvision.")}
+    assert known - allowed == {"googlenet", "inception_v3"}
+    assert allowed <= known
+
+
+@pytest.mark.parametrize("name", ["no_such_net", "hf-hub:somebody/evil", "local-dir:/tmp", "../x"])
+def test_timm_is_asked_for_its_own_networks_only(name: str):
+    (problem,) = check_model(
+        {"_target_": "mlops.models.timm_model", "model_name": name}, MODELS, num_classes=5, image_size=64
+    )
+    assert f"model_name={name}: timm has no such network" in problem
+
+
+def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    node = {"_target_": "mlops.models.timm_model", "model_name": "resnet18"}
+    (problem,) = check_model(node, MODELS, num_classes=5, image_size=64)
+    assert "timm is not installed; uv sync --group timm, or pip install timm" in problem
+
+
+def test_a_head_that_cannot_be_told_from_the_backbone_is_refused():
+    with pytest.raises(MlopsError, match=r"the last layer of Sequential is 1 of width 7, not the 5 of the classes"):
+        find_head(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 7)), 5)

@@ -1,4 +1,7 @@
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from torch import Tensor, nn
 
 from mlops.data.batches import Batch
 from mlops.errors import MlopsError
-from mlops.training.device import pick_autocast, pick_device
+from mlops.training.device import compile_model, pick_autocast, pick_device
 from mlops.training.loop import Metrics, fit, make_step
 
 CPU = torch.device("cpu")
@@ -14,7 +17,8 @@ CPU = torch.device("cpu")
 
 def batch(step: int = 0, count: int = 8) -> Batch:
     images = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(step))
-    return Batch(images, (images.mean(dim=(1, 2, 3)) > 0).long(), step)
+    labels = (images.mean(dim=(1, 2, 3)) > 0).long()
+    return Batch(images, labels, labels, step)
 
 
 def network(dropout: float = 0.0) -> nn.Module:
@@ -22,17 +26,23 @@ def network(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 2))
 
 
-def stepper(model: nn.Module, schedule=lambda _: 1.0, precision: str = "fp32", seed: int = 0):
+def stepper(model: nn.Module, precision: str = "fp32", **changes: Any):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = nn.CrossEntropyLoss()
-    return optimizer, make_step(
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        loss_function=loss,
-        autocast=pick_autocast(precision, CPU)[1],
-        seed=seed,
-    )
+    _, autocast, scaler = pick_autocast(precision, CPU)
+    settings: dict[str, Any] = {
+        "forward": model,
+        "optimizer": optimizer,
+        "schedule": lambda _: 1.0,
+        "loss_function": nn.CrossEntropyLoss(reduction="none"),
+        "autocast": autocast,
+        "scaler": scaler,
+        "set_mode": lambda _: model.train(),
+        "after_update": lambda: None,
+        "parts": 1,
+        "clip_norm": None,
+        "seed": 0,
+    }
+    return optimizer, make_step(**settings | changes)
 
 
 def test_a_step_is_one_step_of_plain_torch():
@@ -76,7 +86,45 @@ def test_bf16_computes_in_bf16_and_hands_on_fp32():
     torch.testing.assert_close(logits, exact, atol=0.05, rtol=0.05)
 
 
-def run(step, epochs: int = 2) -> list[Metrics]:
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_is_the_same_step(parts: int):
+    whole, divided = network(), network()
+    expected = stepper(whole)[1](batch())
+    found = stepper(divided, parts=parts)[1](batch())
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(whole.parameters(), divided.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    model, before = network(), network()
+    stepper(model, clip_norm=0.01)[1](batch())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before.parameters(), strict=True)])
+    assert float(moved.detach().norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_fp16_is_scaled_so_that_small_gradients_survive_and_unscaled_before_the_step():
+    exact, half = network(), network()
+    # The smallest gradients of such a loss are far below what fp16 can hold.
+    small = lambda logits, targets: 1e-6 * nn.functional.cross_entropy(logits, targets, reduction="none")  # noqa: E731
+    stepper(exact, loss_function=small)[1](batch())
+    stepper(half, precision="fp16", loss_function=small, clip_norm=1.0)[1](batch())
+    for one, other, start in zip(exact.parameters(), half.parameters(), network().parameters(), strict=True):
+        torch.testing.assert_close(one - start, other - start, rtol=0.05, atol=1e-9)
+
+
+def test_the_loss_compares_with_the_targets_and_not_the_labels():
+    images, labels = batch().images, batch().labels
+    shares = torch.full((8, 2), 0.5)
+    loss, _ = stepper(network())[1](Batch(images, labels, shares, 0))
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(network()(images), shares).detach())
+
+
+def test_the_stop_test_ends_the_run_after_an_epoch():
+    assert len(run(stepper(network())[1], epochs=30, stop_after=4)) == 4
+
+
+def run(step, epochs: int = 2, stop_after: int | None = None) -> list[Metrics]:
     history: list[Metrics] = []
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -89,6 +137,7 @@ def run(step, epochs: int = 2) -> list[Metrics]:
         evaluate=lambda: {"val_loss": 0.5},
         after_step=lambda *_: None,
         after_epoch=history.append,
+        stop=lambda: stop_after is not None and len(history) == stop_after,
         num_classes=2,
     )
     return history
@@ -129,6 +178,7 @@ def test_a_validation_metric_that_is_not_finite_stops_before_the_epoch_is_kept()
             evaluate=lambda: {"val_loss": float("nan")},
             after_step=lambda *_: None,
             after_epoch=kept.append,
+            stop=lambda: False,
             num_classes=2,
         )
     assert kept == []
@@ -140,3 +190,45 @@ def test_a_device_that_is_not_there_is_one_line():
         with pytest.raises(MlopsError, match=r"training\.device=cuda: torch .* sees 0 such devices"):
             pick_device("cuda")
         assert pick_device("auto").type in ("cpu", "mps")
+
+
+def test_auto_is_bf16_only_where_the_hardware_has_it_else_fp16_with_a_scaler_on_cuda_and_fp32_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found = {}
+    for has_bf16 in (True, False):
+        monkeypatch.setattr("mlops.training.device._has_bf16", lambda _, has=has_bf16: has)
+        for name in ("cpu", "cuda", "mps"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a scaler for a GPU that is not there
+                precision, _, scaler = pick_autocast("auto", torch.device(name))
+            found[name, has_bf16] = precision
+            assert scaler.is_enabled() == (precision == "fp16" and torch.cuda.is_available())
+    assert found == {
+        ("cpu", True): "bf16",
+        ("cpu", False): "fp32",
+        ("cuda", True): "bf16",
+        ("cuda", False): "fp16",
+        ("mps", True): "bf16",
+        ("mps", False): "fp32",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_a_compiled_network_takes_the_same_step():
+    plain, fast = network(), network()
+    expected = stepper(plain)[1](batch())
+    found = stepper(fast, forward=compile_model(fast))[1](batch())
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with pytest.raises(MlopsError, match=r"training\.compile=true: Sequential cannot be compiled on this machine"):
+        compile_model(network())(batch().images)

@@ -16,17 +16,32 @@ from mlops.image import Pixels
 
 # Larger data stays mapped from disk and moves a batch at a time.
 FITS_DEVICE_BYTES = 2 * 1024**3
-# Evaluation needs no gradients and may take more at a time; a constant, so that its logits never change.
+# Evaluation needs no gradients and may take more at a time.
 EVALUATION_BATCH = 256
+_EVALUATION_PIXELS = EVALUATION_BATCH * 256 * 256
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised float images `[N, 3, H, W]`, labels int64 `[N]`, and how many batches the run saw before this one."""
+    """Images as the network takes them.
+
+    Args:
+        images: normalised float `[N, 3, H, W]`.
+        labels: int64 `[N]`.
+        targets: what the loss compares with: the labels, or where images are mixed the shares of the classes in each,
+            float `[N, classes]`.
+        step: how many batches the run saw before this one.
+    """
 
     images: Tensor
     labels: Tensor
+    targets: Tensor
     step: int
+
+
+def evaluation_batch(height: int, width: int) -> int:
+    """Images evaluated at a time: a function of their size alone, so that logits are the same in every run."""
+    return max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // (height * width)))
 
 
 class Batches:
@@ -55,7 +70,16 @@ class Batches:
         self._device = device
 
     @classmethod
-    def of(cls, data: Prepared, split: str, device: torch.device, limit: int | None = None) -> Self:
+    def of(
+        cls,
+        data: Prepared,
+        split: str,
+        device: torch.device,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        limit: int | None = None,
+    ) -> Self:
         """A split of prepared data, or `limit` images of it, drawn from all: on disk they lie class by class."""
         images, labels = data.images(split), data.labels(split)
         if limit is not None and limit < len(labels):
@@ -63,7 +87,7 @@ class Batches:
                 :limit
             ].numpy()
             images, labels = images[drawn], labels[drawn]
-        return cls(images, labels, mean=data.manifest["mean"], std=data.manifest["std"], device=device)
+        return cls(images, labels, mean=mean, std=std, device=device)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -83,14 +107,16 @@ class Batches:
         for position in range(steps):
             step = epoch * steps + position
             images, labels = self._cut(order[position * batch_size : (position + 1) * batch_size])
-            images = augment(images, torch.Generator().manual_seed(key(seed, "augment", epoch, position)))
-            yield Batch(self._normalise(images), labels, step)
+            generator = torch.Generator().manual_seed(key(seed, "augment", epoch, position))
+            images, targets = augment(images, labels, generator)
+            yield Batch(self._normalise(images), labels, targets, step)
 
     def evaluation(self) -> Iterator[Batch]:
         """All images in their order, as they are."""
-        for step, start in enumerate(range(0, len(self), EVALUATION_BATCH)):
-            images, labels = self._cut(torch.arange(start, min(start + EVALUATION_BATCH, len(self))))
-            yield Batch(self._normalise(images), labels, step)
+        size = evaluation_batch(*self._images.shape[1:3])
+        for step, start in enumerate(range(0, len(self), size)):
+            images, labels = self._cut(torch.arange(start, min(start + size, len(self))))
+            yield Batch(self._normalise(images), labels, labels, step)
 
     def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Float images in 0..1, `[N, 3, H, W]`. The layout on disk, channels last, stays that in memory."""

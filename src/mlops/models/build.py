@@ -14,24 +14,43 @@ from mlops.targets import Target
 def build_model(
     node: Target, allowed: Collection[str], *, num_classes: int, image_size: int, channels_last: bool, seed: int = 0
 ) -> nn.Module:
-    """The network that `node` names, with weights drawn from `seed`.
+    """The network that `node` names, with weights drawn from `seed`. `node["weights"]` is not looked at here.
 
     Raises:
         MlopsError: the name is not allowed, or the network cannot be built.
     """
     torch.manual_seed(key(seed, "weights"))
-    model = targets.build(node, "model", allowed, num_classes=num_classes, image_size=image_size)
+    # Start weights are the training's; rebuilding a network must never ask for them.
+    own = {name: value for name, value in node.items() if name != "weights"}
+    model = targets.build(own, "model", allowed, num_classes=num_classes, image_size=image_size)
     if not isinstance(model, nn.Module):
         raise MlopsError(f"model._target_={node['_target_']}: built a {type(model).__name__}, not a torch.nn.Module")
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
+def find_head(model: nn.Module, num_classes: int) -> str:
+    """The name of the layer that gives the logits: the last linear one or convolution, `num_classes` wide.
+
+    Raises:
+        MlopsError: the last such layer has another width, so which one is the head is unknown.
+    """
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    name, last = layers[-1] if layers else ("", None)
+    width = getattr(last, "out_features", getattr(last, "out_channels", None))
+    if width != num_classes:
+        raise MlopsError(
+            f"model: the last layer of {type(model).__name__} is {name or 'none'} of width {width}, not the "
+            f"{num_classes} of the classes, so its head cannot be told from its backbone; set model.weights=null and "
+            "training.freeze_epochs=0"
+        )
+    return name
+
+
 def check_model(node: Target, allowed: Collection[str], *, num_classes: int, image_size: int) -> list[str]:
     """Whether the network can be built and gives one logit for each class. Takes no memory and little time."""
     try:
-        with torch.device("meta"):
-            model = build_model(node, allowed, num_classes=num_classes, image_size=image_size, channels_last=False)
-            logits = model.eval()(torch.empty(2, 3, image_size, image_size))
+        model = _on_meta(node, allowed, num_classes, image_size)
+        logits = model.eval()(torch.empty(2, 3, image_size, image_size, device="meta"))
     except MlopsError as error:
         return error.problems
     except Exception as error:  # a forward pass of a user's network may raise anything
@@ -44,3 +63,17 @@ def check_model(node: Target, allowed: Collection[str], *, num_classes: int, ima
             f"(2, {num_classes}); leave out model.num_classes or set it to {num_classes}"
         ]
     return []
+
+
+def _on_meta(node: Target, allowed: Collection[str], num_classes: int, image_size: int) -> nn.Module:
+    def build() -> nn.Module:
+        return build_model(node, allowed, num_classes=num_classes, image_size=image_size, channels_last=False)
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except MlopsError as error:
+        # Some networks (torchvision's regnets) compute their widths with tensors, which meta ones cannot tell.
+        if isinstance(error.__cause__, NotImplementedError):
+            return build().to("meta")
+        raise

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, one_line
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -28,13 +29,45 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[str, Autocast]:
-    """The precision that `auto` means on this device, and the context in which the network runs."""
+def pick_autocast(
+    precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> tuple[str, Autocast, torch.amp.GradScaler]:
+    """The precision that `auto` means on this device, the context in which the network runs, and the loss's scaler.
+
+    `auto` is bf16 where the hardware has it, else fp16 on CUDA and fp32 elsewhere. Only fp16, whose range gradients
+    leave, needs a scaler; the others get a disabled one.
+    """
     if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
+        precision = "bf16" if _has_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if precision == "fp32":
-        return "fp32", nullcontext
-    return "bf16", lambda: torch.autocast(device.type, torch.bfloat16)
+        return "fp32", nullcontext, scaler
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return precision, lambda: torch.autocast(device.type, dtype), scaler
+
+
+def compile_model(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`model` through torch.compile. It compiles at the first batch, and again when the layers that learn change.
+
+    The returned callable raises:
+        MlopsError: this machine cannot compile it.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    fast = torch.compile(model)
+
+    def forward(images: Tensor) -> Tensor:
+        try:
+            output: Tensor = fast(images)
+        except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
+            raise MlopsError(
+                f"training.compile=true: {type(model).__name__} cannot be compiled on this machine: "
+                f"{one_line(error)[:200]}; it takes a C++ compiler (and triton on CUDA), or training.compile=false"
+            ) from error
+        return output
+
+    return forward
 
 
 def _has_bf16(device: torch.device) -> bool:

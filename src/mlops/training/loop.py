@@ -28,9 +28,10 @@ def fit(
     evaluate: Callable[[], Metrics],
     after_step: Callable[[int, int, Tensor], None],
     after_epoch: Callable[[Metrics], None],
+    stop: Callable[[], bool],
     num_classes: int,
 ) -> None:
-    """Train for `epochs` epochs; after each, hand its metrics to `after_epoch`.
+    """Train for `epochs` epochs, or until `stop` says so; after each, hand its metrics to `after_epoch`.
 
     Raises:
         MlopsError: a loss is not finite; nothing of that epoch was handed on.
@@ -49,34 +50,60 @@ def fit(
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise MlopsError(f"epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {_REMEDY}")
         after_epoch(metrics)
+        if stop():
+            break
 
 
 def make_step(
     *,
-    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
     optimizer: Optimizer,
     schedule: Schedule,
-    loss_function: nn.Module,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
     autocast: Autocast,
+    scaler: torch.amp.GradScaler,
+    set_mode: Callable[[int], None],
+    after_update: Callable[[], None],
+    parts: int,
+    clip_norm: float | None,
     seed: int,
 ) -> Step:
-    """One step of training: a batch in, its loss (scalar) and logits `[N, classes]` out, both detached."""
+    """One step of training: a batch in, its loss (scalar) and logits `[N, classes]` out, both detached.
+
+    Args:
+        forward: the network, or its compiled form: images `[N, 3, H, W]` to logits.
+        loss_function: logits and targets to a loss for each image, `[N]`.
+        scaler: of fp16 gradients; a disabled one for other precisions.
+        set_mode: puts the network into training mode for a step; what is frozen may depend on it.
+        after_update: called when the weights have changed.
+        parts: how many parts a batch is computed in. Their gradients add up to the whole batch's.
+        clip_norm: the largest norm of all gradients together.
+    """
     highest = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step(batch: Batch) -> tuple[Tensor, Tensor]:
         # Dropout draws from torch's global generator; seeded here, it is a function of (seed, step) as all else is.
         torch.manual_seed(key(seed, "step", batch.step))
         for group, lr in zip(optimizer.param_groups, highest, strict=True):
             group["lr"] = lr * schedule(batch.step)
-        model.train()
-        with autocast():
-            logits = model(batch.images)
-        logits = logits.float()
-        loss = loss_function(logits, batch.labels)
+        set_mode(batch.step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach(), logits.detach()
+        losses, logits = [], []
+        for images, targets in zip(batch.images.chunk(parts), batch.targets.chunk(parts), strict=True):
+            with autocast():
+                output = forward(images)
+            logits.append(output.detach().float())
+            loss = loss_function(output.float(), targets).sum() / len(batch.targets)
+            torch.autograd.backward(scaler.scale(loss))
+            losses.append(loss.detach())
+        if clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        after_update()
+        return torch.stack(losses).sum(), torch.cat(logits)
 
     return step
 

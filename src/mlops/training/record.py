@@ -11,8 +11,18 @@ from mlops.provenance import describe_code, describe_environment
 from mlops.training.loop import Metrics
 
 
-def describe_run(config: Config, data: Prepared, *, device: str, threads: int, precision: str) -> dict[str, Any]:
-    """All that is known before the first epoch: config, classes, input, data, code and machine."""
+def describe_run(
+    config: Config,
+    data: Prepared,
+    *,
+    start: dict[str, str] | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str,
+    threads: int,
+    precision: str,
+) -> dict[str, Any]:
+    """All that is known before the first epoch: config, classes, input, start weights, data, code and machine."""
     manifest = data.manifest
     # Resolved, so that the run can be repeated with the same number on a machine with more cores.
     training = dataclasses.replace(config.training, threads=threads)
@@ -23,14 +33,14 @@ def describe_run(config: Config, data: Prepared, *, device: str, threads: int, p
             "height": manifest["image_size"],
             "width": manifest["image_size"],
             "channels": 3,
-            "mean": manifest["mean"],
-            "std": manifest["std"],
+            "mean": list(mean),
+            "std": list(std),
             "resize": manifest["resize"],
             "filter": manifest["filter"],
             "crop": None,
         },
         "epoch_digests": [],
-        "start": None,
+        "start": start,
         "data": {
             "name": manifest["name"],
             "fingerprint": data.fingerprint,
@@ -55,3 +65,13 @@ def describe_epoch(metrics: Metrics, history: Sequence[Metrics], steps_per_epoch
         "step": epoch * steps_per_epoch,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def best_epoch(history: Sequence[Metrics], monitor: str) -> Metrics:
+    """The best epoch of a history by one metric.
+
+    Of epochs that tie, the one with the lower `val_loss`: a small validation split is soon without a mistake, and then
+    the surer network is the better.
+    """
+    sign = -1 if monitor.endswith("_loss") else 1
+    return max(history, key=lambda metrics: (sign * metrics[monitor], -metrics["val_loss"]))

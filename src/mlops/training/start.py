@@ -1,0 +1,245 @@
+"""Start weights for transfer learning: `model.weights`, a published name or a local file.
+
+Only training reads them. The checkpoint remembers their name and SHA-256 and holds the trained weights themselves, so
+rebuilding asks for neither file nor network.
+"""
+
+import hashlib
+import pickle
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from mlops import checkpoint, targets
+from mlops.errors import MlopsError, one_line, shorten
+from mlops.models.build import find_head
+from mlops.targets import Target
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from.
+
+    Args:
+        weights: what was asked for, `DEFAULT` resolved.
+        sha256: of the file that holds them.
+        state_dict: tensors by name.
+        mean, std: of the pixels (0..1) they were trained on, one a channel; None where that is unknown.
+        classes: what the head tells apart, where the file says so (a checkpoint of ours does).
+    """
+
+    weights: str
+    sha256: str
+    state_dict: dict[str, Tensor]
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    classes: list[str] | None = None
+
+    def describe(self) -> dict[str, str]:
+        """What a checkpoint says of them."""
+        return {"weights": self.weights, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Weights that a library offers by name."""
+
+    name: str
+    url: str
+    file_name: str
+    fetch: Callable[[], Path]
+    mean: list[float]
+    std: list[float]
+
+
+def check_weights(node: Target, allowed: Collection[str]) -> list[str]:
+    """What is wrong with `node["weights"]`, before anything is downloaded."""
+    try:
+        name = node.get("weights")
+        if name is not None and not Path(name).is_file():
+            _choose(name, _published(node, allowed))
+    except MlopsError as error:
+        return error.problems
+    return []
+
+
+def read_start(node: Target, allowed: Collection[str]) -> Start | None:
+    """The start weights that `node` asks for; None when it asks for none. Downloads a published name once.
+
+    Raises:
+        MlopsError: there are no such weights, they cannot be downloaded or read, or are not what they should be.
+    """
+    name = node.get("weights")
+    if name is None:
+        return None
+    published = _published(node, allowed)
+    path = Path(name)
+    if path.is_file():
+        if checkpoint.is_checkpoint(path):
+            kept = checkpoint.read(path)
+            given = kept.metadata["input"]
+            return Start(str(path), _sha256(path), kept.state_dict, given["mean"], given["std"], kept.classes)
+        # All that a library offers for one network was trained on pixels scaled alike.
+        found = next((known for known in published if known.file_name == path.name), (*published, None)[0])
+        statistics = (found.mean, found.std) if found else (None, None)
+        return Start(str(path), _sha256(path), _read_file(path), *statistics)
+    known = _choose(name, published)
+    try:
+        path = known.fetch()
+    except Exception as error:  # network libraries raise anything
+        raise MlopsError(
+            f"model.weights={name}: cannot be downloaded from {known.url}: {one_line(error)[:200]}; without a network, "
+            f"bring the file {known.file_name} and set model.weights=PATH, or train from random weights with "
+            "model.weights=null training.freeze_epochs=0"
+        ) from error
+    return Start(known.name, _sha256(path), _read_file(path), known.mean, known.std)
+
+
+def load_start(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
+    """Put start weights into `model`; its head stays as drawn, unless the file's was for the same classes.
+
+    Raises:
+        MlopsError: the backbone's tensors differ in name or shape.
+    """
+    head = find_head(model, len(classes))
+    keep_head = start.classes == list(classes)
+    wanted = dict(model.state_dict())
+    given = {name: t for name, t in start.state_dict.items() if keep_head or not name.startswith(f"{head}.")}
+    expected = {name: t for name, t in wanted.items() if keep_head or not name.startswith(f"{head}.")}
+    # Auxiliary heads of the published files and the like are no loss; what the network needs must all be there.
+    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    shapes = [
+        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    problems = [f"has no {shorten(missing)}"] if missing else []
+    problems += [shorten(shapes)] if shapes else []
+    if problems:
+        raise MlopsError(
+            f"model.weights={start.weights}: do not fit {type(model).__name__}: {'; '.join(problems)}; give the "
+            "weights of this very network, or its parameters (model.width, ...) as they were"
+        )
+    model.load_state_dict({name: given[name] for name in expected if name in given}, strict=False)
+
+
+def _published(node: Target, allowed: Collection[str]) -> list[_Published]:
+    """What the library of this network offers, the default first."""
+    name = str(node.get("_target_"))
+    targets.find(node, "model", allowed)
+    if name.startswith("torchvision.models."):
+        return _torchvision(name.removeprefix("torchvision.models."))
+    if name == "mlops.models.timm_model":
+        return _timm(str(node.get("model_name")))
+    return []
+
+
+def _torchvision(builder: str) -> list[_Published]:
+    import torchvision.models
+
+    def offer(weights: Any) -> _Published:
+        file_name = Path(urlparse(weights.url).path).name
+        preset = weights.transforms()
+        return _Published(
+            str(weights), weights.url, file_name, lambda: _download(weights.url, file_name), preset.mean, preset.std
+        )
+
+    kinds = torchvision.models.get_model_weights(builder)
+    default = kinds.DEFAULT
+    return [offer(default), *(offer(weights) for weights in kinds if weights is not default)]
+
+
+def _timm(model_name: str) -> list[_Published]:
+    try:
+        from huggingface_hub import hf_hub_download
+        from timm.models import get_pretrained_cfg, list_pretrained
+    except ImportError:
+        return []  # building the network says so
+
+    def offer(full_name: str) -> _Published:
+        found: Any = get_pretrained_cfg(full_name)
+        file_name = found.hf_hub_filename or "model.safetensors"
+        url = f"https://huggingface.co/{found.hf_hub_id}"
+        return _Published(
+            full_name,
+            url,
+            file_name,
+            lambda: Path(hf_hub_download(found.hf_hub_id, file_name)),
+            list(found.mean),
+            list(found.std),
+        )
+
+    names = list_pretrained(f"{model_name}.*")
+    default = get_pretrained_cfg(model_name)
+    first = f"{model_name}.{default.tag}" if default is not None and default.tag else None
+    return [offer(name) for name in sorted(names, key=lambda name: (name != first, name))]
+
+
+def _choose(name: str, published: Sequence[_Published]) -> _Published:
+    if name == "DEFAULT" and published:
+        return published[0]
+    for known in published:
+        if name in (known.name, known.name.rsplit(".", 1)[-1]):
+            return known
+    names = [known.name.rsplit(".", 1)[-1] for known in published]
+    offers = f"DEFAULT, {', '.join(names)}" if names else "none for this network"
+    raise MlopsError(f"model.weights={name}: is no file here, nor published weights of this network ({offers})")
+
+
+def _download(url: str, file_name: str) -> Path:
+    """torch's own cache, so that what other programs downloaded is found; the hash stands in the file's name."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / file_name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        match = re.search(r"-([a-f0-9]{8,})\.", file_name)
+        torch.hub.download_url_to_file(url, str(path), match[1] if match else None, progress=sys.stderr.isatty())
+    return path
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise MlopsError(f"model.weights={path}: needs safetensors; pip install safetensors") from error
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise _no_weights(path) from error
+    except Exception as error:
+        # safetensors has an error type of its own, which is there only with the package.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise _no_weights(path) from error
+    for key in ("state_dict", "model"):  # how most trainers wrap them
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise _no_weights(path)
+    # The published densenets still have the names of torchvision 0.2: `norm.1` for `norm1`.
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", str(name).removeprefix("module.")): tensor
+        for name, tensor in loaded.items()
+    }
+
+
+def _no_weights(path: Path) -> MlopsError:
+    return MlopsError(
+        f"model.weights={path}: is no file of weights that can be read without running code (a state dict by "
+        "torch.save, a .safetensors, or a best_model.pth of this project)"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
