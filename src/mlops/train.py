@@ -134,7 +134,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         return best_epoch(history, settings.monitor)
 
     def out_of_patience() -> bool:
-        return settings.patience is not None and history[-1]["epoch"] - best()["epoch"] >= settings.patience
+        waited = history[-1]["epoch"] - best()["epoch"]
+        if settings.patience is None or waited < settings.patience:
+            return False
+        log.info(f"{settings.monitor} is no better for {settings.patience} epochs (training.patience): stopping")
+        return True
 
     with (
         Tracker(config.tracking, run.folder, dataclasses.asdict(config), data.fingerprint) as tracker,

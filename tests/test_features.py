@@ -1,0 +1,186 @@
+"""What a trainer expects, switched on by a config as a user does it, and what it leaves in the checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from conftest import Command
+from mlops import checkpoint
+from mlops.checkpoint import read_metadata, rebuild
+from mlops.targets import MODELS
+from samples import QUICK, ROOT
+
+LATEST = Path("models/latest/best_model.pth")
+SQUEEZENET = [setting for setting in QUICK if not setting.startswith(("model.", "data.image_size"))]
+SQUEEZENET += [
+    "model._target_=torchvision.models.squeezenet1_1",
+    "~model.width",
+    "~model.dropout",
+    "data.image_size=32",
+]
+
+
+def test_transfer_learning_starts_from_a_file_and_rebuilding_does_not_ask_for_it(
+    pictures: Path, workplace: Path, hydra_command: Command, mlops_command: Command
+):
+    torch.manual_seed(0)
+    given = torchvision.models.squeezenet1_1().state_dict()
+    torch.save(given, "start.pth")
+    settings = [*SQUEEZENET, f"data.root={pictures}", "model.weights=start.pth", "training.epochs=2"]
+    done = hydra_command("train", *settings, "training.freeze_epochs=2")
+    assert done.code == 0, done.err
+    kept = checkpoint.read(LATEST)
+    assert set(kept.metadata["start"]) == {"weights", "sha256"}
+    assert kept.metadata["start"]["weights"] == "start.pth"
+    # Frozen for the whole run: the backbone is still what the file held, and the head is not.
+    assert all(torch.equal(t, given[n]) for n, t in kept.state_dict.items() if not n.startswith("classifier.1."))
+    assert kept.state_dict["classifier.1.weight"].shape == (3, 512, 1, 1)
+    assert kept.metadata["input"]["mean"] == [0.485, 0.456, 0.406]
+    (workplace / "start.pth").unlink()
+    rebuild(checkpoint.read(LATEST), MODELS)
+    assert mlops_command("evaluate", LATEST, "--json", "-").code == 0
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_another(pictures: Path, workplace: Path, hydra_command: Command):
+    settings = [*QUICK, f"data.root={pictures}"]
+    assert hydra_command("train", *settings).code == 0
+    LATEST.rename("first.pth")
+    done = hydra_command(
+        "train", *settings, "model.weights=first.pth", "training.optimizer.lr=1e-12", "training.epochs=1"
+    )
+    assert done.code == 0, done.err
+    first, second = checkpoint.read(Path("first.pth")), checkpoint.read(LATEST)
+    torch.testing.assert_close(second.state_dict["head.weight"], first.state_dict["head.weight"])
+    assert second.metadata["input"] == first.metadata["input"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["training.freeze_epochs=4", "model.weights=x"], "training.freeze_epochs=4: is more than training.epochs=3"),
+        (["training.freeze_epochs=1"], "training.freeze_epochs=1: model.weights=null leaves nothing worth keeping"),
+        (["model.weights=nothing.pth"], "model.weights=nothing.pth: is no file here, nor published weights"),
+        (["model.weights=3"], "model.weights=3: must be the name of published weights, a file or null"),
+        (
+            ["model=resnet18", "~model.width", "model.weights=IMAGENET"],
+            "published weights of this network (DEFAULT, IMAGENET1K_V1)",
+        ),
+        (["training.ema=1"], "training.ema=1: must be below 1"),
+        (["training.class_weights=equal"], "training.class_weights=equal: must be one of balanced or null"),
+        (["augment.mixup=-1"], "augment.mixup=-1: must be at least 0"),
+    ],
+)
+def test_a_mistake_costs_no_run(
+    overrides: list[str], problem: str, pictures: Path, workplace: Path, hydra_command: Command
+):
+    settings = QUICK if "model=resnet18" not in overrides else [s for s in QUICK if s != "model.width=8"]
+    overrides = [override for override in overrides if override != "~model.width"]
+    done = hydra_command("train", *settings, f"data.root={pictures}", *overrides)
+    assert done.code == 2
+    assert any(problem in line for line in done.errors), done.errors
+    assert list(workplace.iterdir()) == []
+
+
+def test_start_weights_of_another_width_cost_no_run_folder_of_weights(
+    pictures: Path, workplace: Path, hydra_command: Command
+):
+    assert hydra_command("train", *QUICK, f"data.root={pictures}", "training.epochs=1").code == 0
+    done = hydra_command("train", *QUICK, f"data.root={pictures}", f"model.weights={LATEST}", "model.width=16")
+    assert done.code == 2
+    (line,) = done.errors
+    assert line.startswith(
+        f"model.weights={LATEST}: do not fit SignNet: stem.0.weight is [8, 3, 3, 3], not [16, 3, 3, 3]"
+    )
+
+
+def test_everything_at_once_trains_and_is_a_function_of_the_seed(
+    pictures: Path, workplace: Path, hydra_command: Command
+):
+    every = [
+        *QUICK,
+        f"data.root={pictures}",
+        "training.ema=0.9",
+        "training.clip_norm=1",
+        "training.accumulate=2",
+        "training.class_weights=balanced",
+        "training.precision=fp16",
+        "training.patience=5",
+        *("augment.blur=1", "augment.noise=0.05", "augment.erase=0.2", "augment.mixup=0.4", "augment.cutmix=1"),
+    ]
+    kept = []
+    for _ in range(2):
+        assert hydra_command("train", *every).code == 0
+        kept.append(checkpoint.read(LATEST))
+    assert kept[0].metadata["environment"]["precision"] == "fp16"
+    assert all(torch.equal(kept[0].state_dict[n], kept[1].state_dict[n]) for n in kept[0].state_dict)
+    # Mixed images are learned from, and their labels are the ones that metrics are counted by.
+    assert 0 < kept[0].metadata["history"][0]["train_Accuracy"] <= 1
+
+
+def test_what_is_kept_with_a_moving_average_is_the_average(pictures: Path, workplace: Path, hydra_command: Command):
+    settings = [*QUICK, f"data.root={pictures}", "training.epochs=1"]
+    weights = []
+    for more in ([], ["training.ema=0.99"]):
+        assert hydra_command("train", *settings, *more).code == 0
+        weights.append(checkpoint.read(LATEST).state_dict["head.weight"])
+    assert not torch.equal(*weights)
+    # Three steps: the average of the first ones lies near the weights but is not them.
+    torch.testing.assert_close(*weights, atol=0.1, rtol=0)
+
+
+def test_patience_ends_a_run_that_gets_no_better(pictures: Path, workplace: Path, hydra_command: Command):
+    settings = [s for s in QUICK if not s.startswith("training.epochs")]
+    more = ["training.epochs=50", "training.patience=2", "training.optimizer.lr=1e-12"]
+    done = hydra_command("train", *settings, f"data.root={pictures}", *more)
+    assert done.code == 0, done.err
+    story = read_metadata(LATEST)
+    (log,) = workplace.glob("outputs/*/*/metrics.jsonl")
+    epochs = len(log.read_text().splitlines())
+    assert epochs == story["epoch"] + 2 < 50
+    assert "no better for 2 epochs" in done.err
+
+
+def test_profile_leaves_a_table_and_a_trace(workplace: Path, hydra_command: Command):
+    done = hydra_command("train", "debug=profile", "tracking=off", "data.limit=1000", "training.batch_size=32")
+    assert done.code == 0, done.err
+    (folder,) = workplace.glob("outputs/*/*/profile")
+    table = (folder / "table.txt").read_text()
+    assert all(name in table for name in ("step", "batch: cut, augment, normalise", "aten::convolution_backward"))
+    assert table in done.out
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "step" for event in events) == 10
+    assert not (workplace / "models").exists()
+
+
+def test_a_profile_longer_than_the_run_says_so(workplace: Path, hydra_command: Command):
+    done = hydra_command("train", "debug=profile", "tracking=off", "training.limit_batches=3")
+    assert done.code == 0, done.err
+    assert "warning: training.profile=10: the run had fewer than 6 steps" in done.err
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "configshydra" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_opens_with_its_command_its_time_and_its_result(recipe: str):
+    head = (ROOT / "configshydra" / "experiment" / f"{recipe}.yaml").read_text().split("defaults:")[0]
+    assert f"invoke train -o experiment={recipe}" in head
+    assert "measured" in head or "benchmarks/accuracy.py" in head
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("gtsrb", "cifar10")])
+def test_a_fine_tuning_recipe_runs_on_any_folder(recipe: str, pictures: Path, workplace: Path, hydra_command: Command):
+    torch.manual_seed(0)
+    network = {"eyes": "efficientnet_v2_s", "cats_dogs": "resnet18"}[recipe]
+    torch.save(getattr(torchvision.models, network)().state_dict(), "published.pth")
+    small = ["data.image_size=32", "data.split.val=0.2", "data.split.test=0.2", "training.batch_size=12"]
+    done = hydra_command(
+        *("train", f"experiment={recipe}", f"data.root={pictures}", "model.weights=published.pth", "debug=smoke"),
+        *(*small, "training.threads=2", "tracking=off"),
+    )
+    assert done.code == 0, done.err
+    (file,) = workplace.glob("outputs/*/*/best_model.pth")
+    assert read_metadata(file)["config"]["training"]["freeze_epochs"] == 1
