@@ -158,7 +158,6 @@ def _torchvision(builder: str) -> list[_Published]:
 
 def _timm(model_name: str) -> list[_Published]:
     try:
-        from huggingface_hub import hf_hub_download
         from timm.models import get_pretrained_cfg, list_pretrained
     except ImportError:
         return []  # building the network says so
@@ -171,7 +170,7 @@ def _timm(model_name: str) -> list[_Published]:
             full_name,
             url,
             file_name,
-            lambda: Path(hf_hub_download(found.hf_hub_id, file_name)),
+            lambda: _download_from_hub(found.hf_hub_id, file_name),
             list(found.mean),
             list(found.std),
         )
@@ -202,6 +201,17 @@ def _download(url: str, file_name: str) -> Path:
         match = re.search(r"-([a-f0-9]{8,})\.", file_name)
         torch.hub.download_url_to_file(url, str(path), match[1] if match else None, progress=sys.stderr.isatty())
     return path
+
+
+def _download_from_hub(repository: str, file_name: str) -> Path:
+    """Hugging Face's own cache. Its retries are not told one by one; what comes of them is."""
+    import huggingface_hub
+
+    utils: Any = huggingface_hub.utils
+    utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    return Path(huggingface_hub.hf_hub_download(repository, file_name))
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
