@@ -2,16 +2,31 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 from invoke import Exit, Task, task
 
 PYTHON = sys.executable
+ROOT = Path(__file__).parent
 LATEST = "models/latest/best_model.pth"
 OVERRIDE = {"override": "a Hydra override key=value; repeatable"}
+# All without network: zizmor's online audits compare commits with tags, which a pinned commit's reviewer does too.
+CHECKS = {
+    "lint": "ruff check .",
+    "format": "ruff format --check .",
+    "types": "mypy",
+    "workflows": "check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
+    "dependabot": "check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml",
+    "actionlint": "actionlint -shellcheck= -pyflakes= .github/workflows/*.yml",
+    "zizmor": "zizmor --offline --persona=pedantic --no-progress .github",
+    "docs": "properdocs build --strict --quiet",
+}
 
 
 def _become(*command: str) -> NoReturn:
@@ -54,36 +69,54 @@ def info(c, checkpoint=LATEST):
 
 @task
 def test(c):
-    """Run everything that must be green: lint, format, types, tests with coverage."""
+    """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""
     _all_of(
-        lint="ruff check .",
-        format="ruff format --check .",
-        types="mypy",
-        tests="pytest --cov --cov-report=term:skip-covered",
+        **CHECKS,
+        tests="pytest --cov --cov-report=term:skip-covered --cov-report=xml",
     )
 
 
-@task
-def lint(c):
-    """Check style and types, and mend what can be mended without a person."""
-    _all_of(lint="ruff check --fix .", format="ruff format .", types="mypy")
+@task(help={"check": "change no file"})
+def lint(c, check=False):
+    """Mend what can be mended without a person, then check everything but the tests."""
+    mend = {} if check else {"mend": "ruff check --fix-only .", "reformat": "ruff format ."}
+    _all_of(**mend, **CHECKS)
 
 
-@task
-def lock(c):
+@task(help={"port": "where to listen, on this machine only"})
+def docs(c, port=8000):
+    """Show the documentation in a browser while you write it: http://127.0.0.1:8000."""
+    _become("-m", "properdocs", "serve", "--strict", "--dev-addr", f"127.0.0.1:{port}")
+
+
+@task(help={"keep": "keep all pins and resolve only what is new in pyproject.toml"})
+def lock(c, keep=False):
     """Resolve all versions anew and pin them in pyproject.toml and requirements/*.txt."""
-    _become("requirements/lock.py")
+    _become("requirements/lock.py", *(["--keep"] if keep else []))
 
 
 def _all_of(**commands: str) -> None:
     """Run each with this environment's programs, also after one failed; one summary, one exit code."""
+    # Not `python -m`: some of them are no Python modules. Those of the environment, whether it is activated or not.
+    scripts = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
     results = {}
     for name, command in commands.items():
         print(f"+ {command}", file=sys.stderr, flush=True)
-        results[name] = subprocess.run([PYTHON, "-m", *command.split()], check=False).returncode == 0
+        program, *words = command.split()
+        words = [found for word in words for found in _expand(word)]
+        if found := shutil.which(program, path=scripts):
+            results[name] = subprocess.run([found, *words], cwd=ROOT, check=False).returncode == 0
+        else:
+            print(f"error: {program}: not installed; run `uv sync`", file=sys.stderr, flush=True)
+            results[name] = False
     print("\n".join(f"{'ok    ' if ok else 'FAILED'} {name}" for name, ok in results.items()), flush=True)
     if not all(results.values()):
         raise Exit(code=1)
+
+
+def _expand(word: str) -> list[str]:
+    """The files of the repository that a pattern names, for there is no shell in between; any other word as it is."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(word)) if "*" in word else [word]
 
 
 def _refuse_bare_overrides(words: list[str], tasks: list[str]) -> None:

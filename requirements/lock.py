@@ -1,4 +1,4 @@
-"""Resolve all versions anew and pin them: what `invoke lock` runs.
+"""Resolve all versions anew and pin them: what `invoke lock` runs. `--keep` resolves only what is new.
 
 uv.lock consists of download addresses of one registry and is not committed. The same resolution is written down twice
 without addresses: as `[tool.uv] constraint-dependencies` in pyproject.toml, which every `uv sync` obeys, and as
@@ -28,11 +28,12 @@ def pins(exported: str) -> list[str]:
     return [line.split(" \\")[0].strip() for line in exported.splitlines() if re.match(r"[A-Za-z0-9].*==", line)]
 
 
-def main() -> None:
-    """Resolve without the old pins, then write the new ones; whatever fails, the old ones stand again."""
+def main(keep: bool) -> None:
+    """Resolve without the old pins (with them to `keep`), then write the new ones; if it fails, the old ones stand."""
     old = PYPROJECT.read_text(encoding="utf-8")
     try:
-        PYPROJECT.write_text(PINS.sub("", old, count=1), encoding="utf-8")
+        if not keep:
+            PYPROJECT.write_text(PINS.sub("", old, count=1), encoding="utf-8")
         uv("lock", "--upgrade")
         everything = uv("export", "--all-groups", "--no-hashes", *PLAIN)
         block = "".join(f'    "{pin}",\n' for pin in pins(everything))
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(keep=sys.argv[1:] == ["--keep"])

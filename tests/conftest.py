@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import COLOURS, png
+from samples import COLOURS, ON_CPU, png
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def hydra_command(
     before = (root.level, list(root.handlers))
 
     def run(module: str, *overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [module, *overrides])
+        monkeypatch.setattr(sys, "argv", [module, *(ON_CPU if module == "train" else ()), *overrides])
         code = 0
         try:
             importlib.import_module(f"mlops.{module}").main()

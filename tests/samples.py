@@ -1,6 +1,7 @@
 """Small real images, and settings for runs of a few seconds."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ def png(seed: int = 0, size: tuple[int, int] = (12, 10), colour: tuple[int, int,
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 30, 40)}
 
+# CI's Macs are virtual machines: torch finds MPS there, but no memory behind it.
+ON_CPU = ("training.device=cpu",) if sys.platform == "darwin" else ()
+
 # A run of a few seconds on `pictures`: small images, one short epoch after another, no W&B.
 QUICK = (
     "data=folder",
@@ -33,4 +37,5 @@ QUICK = (
     "training.batch_size=12",
     "training.epochs=3",
     "tracking=off",
+    *ON_CPU,
 )

@@ -128,11 +128,11 @@ def test_predict_names_what_it_cannot_read_and_still_predicts_the_rest(mlops: Co
     )
     assert done.code == 2
     assert done.errors == [
-        f"{tmp_path}/page.png: not an image of a known format",
-        f"{tmp_path}/none.png: no such file",
-        f"{tmp_path}/empty: folder without images",
+        f"{tmp_path / 'page.png'}: not an image of a known format",
+        f"{tmp_path / 'none.png'}: no such file",
+        f"{tmp_path / 'empty'}: folder without images",
     ]
-    assert (tmp_path / "p.csv").read_text().splitlines()[1].startswith(f"{tmp_path}/r.png,red,")
+    assert (tmp_path / "p.csv").read_text().splitlines()[1].startswith(f"{tmp_path / 'r.png'},red,")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_class_the_checkpoint_does_not_know_is_named(mlops: Command, tmp_path:
         (tmp_path / "new" / name).mkdir(parents=True)
         (tmp_path / "new" / name / "1.png").write_bytes(png())
     done = mlops("evaluate", LATEST, tmp_path / "new")
-    assert done.errors == [f"{tmp_path}/new: the checkpoint knows no class violet; it knows blue, green, red"]
+    assert done.errors == [f"{tmp_path / 'new'}: the checkpoint knows no class violet; it knows blue, green, red"]
 
 
 def test_a_damaged_image_in_a_folder_to_score_is_refused_not_left_out(mlops: Command, tmp_path: Path):

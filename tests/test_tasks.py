@@ -19,7 +19,7 @@ def invoke(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_the_list_reads_as_a_menu():
     listed = invoke("--list").stdout
-    for task in ("preprocess-data", "train", "evaluate", "info", "test", "lint", "lock"):
+    for task in ("preprocess-data", "train", "evaluate", "info", "test", "lint", "docs", "lock"):
         (line,) = [line for line in listed.splitlines() if line.split()[:1] == [task]]
         assert len(line.split()) > 4, f"{task} has no line of help"
 
@@ -47,10 +47,12 @@ def test_evaluate_names_a_missing_checkpoint(tmp_path: Path):
     done = invoke("evaluate", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: models/latest/best_model.pth: no such file; train first (`invoke train`) or name another checkpoint"
+        f"error: {Path('models/latest/best_model.pth')}: no such file; "
+        "train first (`invoke train`) or name another checkpoint"
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")
 def test_sigterm_reaches_the_run_and_143_comes_back(pictures: Path, workplace: Path):
     overrides = [
         *(setting for setting in QUICK if "epochs" not in setting),

@@ -1,6 +1,7 @@
 """A disk that is full, for real: a tmpfs of two megabytes. Skips where it may not be mounted."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from conftest import Command
 from samples import QUICK
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no tmpfs")
 
 
 @pytest.fixture
