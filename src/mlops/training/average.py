@@ -17,14 +17,24 @@ def follow(model: nn.Module, decay: float) -> tuple[nn.Module, Callable[[], None
     if decay == 0:
         return model, _nothing
 
-    def mix(averaged: Any, current: Any, steps: Tensor | int) -> None:
+    steps = (
+        0  # counted here: torch's own count lies on the device, and asking for it would stop the device at every step
+    )
+
+    def mix(averaged: Any, current: Any, _: Tensor | int) -> None:
         if not torch.is_floating_point(averaged[0]):
             torch._foreach_copy_(averaged, current)  # counters, which have no mean
             return
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(steps)) / (10 + float(steps))))
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
 
     average = AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
-    return average.module, lambda: average.update_parameters(model)
+
+    def after_update() -> None:
+        nonlocal steps
+        average.update_parameters(model)
+        steps += 1
+
+    return average.module, after_update
 
 
 def _nothing() -> None:
