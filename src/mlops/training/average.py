@@ -17,9 +17,8 @@ def follow(model: nn.Module, decay: float) -> tuple[nn.Module, Callable[[], None
     if decay == 0:
         return model, _nothing
 
-    steps = (
-        0  # counted here: torch's own count lies on the device, and asking for it would stop the device at every step
-    )
+    # Counted here: torch hands its own count over on the device, and reading it there would make every step wait.
+    steps = 0
 
     def mix(averaged: Any, current: Any, _: Tensor | int) -> None:
         if not torch.is_floating_point(averaged[0]):
