@@ -11,6 +11,10 @@ import pytest
 
 from samples import COLOURS, ON_CPU, png
 
+# A shell starts what runs in the background with Ctrl-C ignored, and we would hand that on to the runs we start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:

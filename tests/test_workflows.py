@@ -1,6 +1,7 @@
 """What the workflow linters do not know of this repository: its pins, its floors, its tools."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -112,8 +113,19 @@ def test_a_diagram_is_drawn_into_the_page_and_one_with_a_mistake_fails_the_build
     assert "Traceback" not in done.stderr
 
 
+def test_a_link_to_nowhere_fails_the_check_of_the_docs(tmp_path: Path):
+    ask = [sys.executable, "-c", "import tasks; print(tasks.CHECKS['docs'])"]
+    check = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "properdocs.yml", tmp_path)
+    (tmp_path / "docs" / "decisions.md").write_text("# Decisions\n\n[gone](nowhere.md)\n")
+    done = subprocess.run([sys.executable, "-m", *check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nowhere.md" in done.stderr
+
+
 def test_the_site_holds_every_page_of_docs_and_loads_nothing_from_elsewhere(tmp_path: Path):
-    command = [sys.executable, "-m", "properdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    command = [sys.executable, "-m", "properdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
