@@ -41,10 +41,11 @@ Check = Callable[[dict[str, Any]], list[str]]
 
 @dataclass(frozen=True)
 class Run:
-    """Where this run's files go, and whether it is one of a sweep's many."""
+    """Where this run's files go, whether it is one of a sweep's many, and the overrides it was started with."""
 
     folder: Path
     sweep: bool
+    overrides: tuple[str, ...] = ()
 
 
 def start(
@@ -93,7 +94,9 @@ def _job(task: Callable[[Config, Run], None], name: str) -> Callable[[DictConfig
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            task(schema.load(_plain(composed)), Run(_shorten(Path(settings.runtime.output_dir)), sweep=sweep))
+            overrides = tuple(text.removeprefix("++") for text in settings.overrides.task)
+            folder = _shorten(Path(settings.runtime.output_dir))
+            task(schema.load(_plain(composed)), Run(folder, sweep=sweep, overrides=overrides))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)
