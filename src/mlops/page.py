@@ -50,6 +50,7 @@ figcaption { font-size: .88rem; margin-top: .4rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; width: 100%; }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; white-space: nowrap; } td { overflow-wrap: anywhere; }
+td:first-child { overflow-wrap: break-word; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 .pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
@@ -57,7 +58,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
   background: var(--line); display: block; margin-bottom: .3rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; overflow-x: auto;
   font: .84rem/1.45 ui-monospace, "SF Mono", Consolas, monospace; }
-details > summary { cursor: pointer; color: var(--accent); } .good { color: var(--good); } .bad { color: var(--bad); }
+details { margin-top: .8rem; } details > summary { cursor: pointer; color: var(--accent); }
+.good { color: var(--good); } .bad { color: var(--bad); }
 """
 
 

@@ -35,10 +35,11 @@ def draw_curve(figure: FigureBase, history: History, metric: str, best_epoch: in
     few = len(history) < 3
     for side, name, colour in (("train", "training (augmented)", ORANGE), ("val", "validation", BLUE)):
         points = [(row["epoch"], row[f"{side}_{metric}"]) for row in history if f"{side}_{metric}" in row]
-        axes.plot(*zip(*points, strict=True), label=name, color=colour, marker="o" if few else "", markersize=4)
+        epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+        axes.plot(epochs, values, label=name, color=colour, marker="o" if few else "", markersize=4)
         kept = [(epoch, value) for epoch, value in points if epoch == best_epoch and side == "val"]
         if kept:
-            axes.plot(*kept[0], "o", color=colour, markersize=7, label=f"kept: epoch {best_epoch}, {kept[0][1]:.4g}")
+            axes.plot(*kept[0], "o", color=colour, markersize=7, label=f"kept: epoch {best_epoch}, {kept[0][1]:.4f}")
     axes.set(xlabel="Epoch", title=metric.capitalize())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True)
@@ -90,10 +91,10 @@ def draw_confusion(figure: FigureBase, scores: Scores) -> None:
 
     Of more classes than can be read, those with the most mistakes.
     """
-    matrix, names = np.array(scores["confusion_matrix"]), [short(name) for name in scores["classes"]]
-    chosen = most_confused(matrix)
-    matrix, names = matrix[np.ix_(chosen, chosen)], [names[i] for i in chosen]
-    count, totals = len(chosen), np.maximum(np.array(scores["confusion_matrix"]).sum(axis=1)[chosen], 1)
+    numbered, whole = len(scores["classes"]) > NAMED, np.array(scores["confusion_matrix"])
+    chosen = most_confused(whole)
+    names = [short(scores["classes"][i], 34 if numbered else 16) for i in chosen]
+    matrix, totals, count = whole[np.ix_(chosen, chosen)], np.maximum(whole.sum(axis=1)[chosen], 1), len(chosen)
     axes = figure.subplots()
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", xlabel="Predicted", ylabel="True")
     filled = [(int(row), int(column)) for row, column in np.argwhere(matrix)]
@@ -110,7 +111,6 @@ def draw_confusion(figure: FigureBase, scores: Scores) -> None:
             on_dark = "white" if row == column else _INK_ON_ORANGE
             colour = on_dark if o > 0.55 else mpl.rcParams["text.color"]
             axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9, color=colour)
-    numbered = len(scores["classes"]) > NAMED
     size = 9 if count <= _NUMBERED else 7.5
     rows = [f"{name} {i}" for name, i in zip(names, chosen, strict=True)] if numbered else names
     axes.set_yticks(range(count), rows, fontsize=size, parse_math=False)
@@ -136,11 +136,13 @@ def draw_per_class(figure: FigureBase, scores: Scores) -> None:
     """F1 of each class that occurs, the worst first, with how many images it has. Of many classes, the worst."""
     rows = worst_classes(scores)[:SHOWN]
     axes: Axes = figure.subplots()
-    places = range(len(rows))
+    places, longest = range(len(rows)), 34 if len(scores["classes"]) > NAMED else 22
     axes.barh(places, [row["f1"] for _, row in rows], color=BLUE, alpha=0.75, height=0.72)
     for place, (_, row) in zip(places, rows, strict=True):
         axes.text(row["f1"] + 0.01, place, f"{row['f1']:.3f}", va="center", fontsize=9)
-    axes.set_yticks(places, [f"{short(name)} ({row['n']:,})" for name, row in rows], fontsize=9, parse_math=False)
+    axes.set_yticks(
+        places, [f"{short(name, longest)} ({row['n']:,})" for name, row in rows], fontsize=9, parse_math=False
+    )
     axes.set(xlim=(0, 1.12), xticks=np.linspace(0, 1, 6), ylim=(len(rows) - 0.4, -0.6), xlabel="F1")
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=True, axis="x")
@@ -159,10 +161,10 @@ def most_confused(matrix: npt.NDArray[np.int64]) -> list[int]:
     return sorted(np.argsort(-mistakes, kind="stable")[:SHOWN].tolist())
 
 
-def short(name: str) -> str:
+def short(name: str, longest: int) -> str:
     """A class name that fits beside an axis."""
     name = printable(name)
-    return name if len(name) <= 34 else f"{name[:33]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _anchor(angle: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure, FigureBase
 
@@ -21,6 +21,8 @@ class Picture:
 
     size: tuple[float, float]
     panels: Sequence[Panel]
+    # "compressed" is matplotlib's word for axes whose cells stay square.
+    layout: Literal["constrained", "compressed"] = "constrained"
 
     def as_png(self) -> bytes:
         """A picture of its own, on white."""
@@ -29,7 +31,7 @@ class Picture:
         with page.drawing_style(page.PICTURE_INK), warnings.catch_warnings():
             # Class names may be in any script; a box in a picture is no reason to disturb a run.
             warnings.filterwarnings("ignore", message="Glyph")
-            whole = Figure(figsize=(width * len(self.panels), height), layout="constrained")
+            whole = Figure(figsize=(width * len(self.panels), height), layout=self.layout)
             parts: Any = whole.subfigures(1, len(self.panels), squeeze=False)[0]
             for part, (draw, _) in zip(parts, self.panels, strict=True):
                 draw(part)
@@ -41,7 +43,7 @@ class Picture:
         found = []
         with page.drawing_style():
             for draw, caption in self.panels:
-                figure = Figure(figsize=self.size, layout="constrained")
+                figure = Figure(figsize=self.size, layout=self.layout)
                 draw(figure)
                 found.append(page.figure(figure, caption))
         return found[0] if len(found) == 1 else page.beside(found)
@@ -53,7 +55,12 @@ def pictures_of(story: Mapping[str, Any], scores: Mapping[str, Any] | None) -> d
     def curve(metric: str, caption: str) -> Panel:
         return partial(figures.draw_curve, history=story["history"], metric=metric, best_epoch=story["epoch"]), caption
 
-    found = {"curves": Picture(figures.PANEL, [curve("loss", "Loss"), curve("Accuracy", "Accuracy")])}
+    found = {
+        "curves": Picture(
+            figures.PANEL,
+            [curve("loss", "Cross entropy: lower is better"), curve("Accuracy", "Share of the images that are right")],
+        )
+    }
     if scores is None:
         return found
 
@@ -65,7 +72,7 @@ def pictures_of(story: Mapping[str, Any], scores: Mapping[str, Any] | None) -> d
     matrix = f"Rows are true, columns predicted. Blue is right, orange wrong, by the share of the true class.{some}"
     return found | {
         "confusion_matrix": Picture(
-            figures.confusion_size(count), [(partial(figures.draw_confusion, scores=scores), matrix)]
+            figures.confusion_size(count), [(partial(figures.draw_confusion, scores=scores), matrix)], "compressed"
         ),
         "per_class": Picture(
             figures.per_class_size(count),

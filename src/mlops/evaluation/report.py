@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from mlops import page
+from mlops.data.sources import SPLITS
 from mlops.evaluation import figures
 from mlops.evaluation.calibration import probabilities
 from mlops.evaluation.evaluate import Evaluated
@@ -105,7 +106,7 @@ def _page(
     if scores is not None:
         confusions = commonest_confusions(scores["classes"], scores["confusion_matrix"])
         common = [(f"{true} taken for {said}", f"{count:,}") for count, true, said in confusions[:_CONFUSIONS]]
-        table = page.table(("Commonest", "Images"), common) if common else ""
+        table = page.table(("Commonest mistakes", "Images"), common) if common else ""
         drawings = (drawn["confusion_matrix"], drawn["per_class"])
         # Where both are small, one look takes them in.
         classes = page.beside(drawings) if len(scores["classes"]) <= figures.NAMED else "".join(drawings)
@@ -151,7 +152,7 @@ def _show_mistakes(mistakes: Sequence[Mistake], scores: Mapping[str, Any]) -> st
         one = ", one of each group" if scores["n_groups"] < scores["n"] else ""
         shown += f"; the {len(mistakes)} surest{one}"
     lines = [(m.pixels, (f"{m.true}", f"taken for {m.said}", f"{m.probability:.1%} sure", m.path)) for m in mistakes]
-    return f"<p>{shown}. One that it is sure of may as well have a wrong label.</p>{page.pictures(lines)}"
+    return f"<p>{shown}. Where the network is sure, the label may be what is wrong.</p>{page.pictures(lines)}"
 
 
 def _each_class(scores: Mapping[str, Any]) -> str:
@@ -164,7 +165,7 @@ def _each_class(scores: Mapping[str, Any]) -> str:
 
 def _origin(story: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data, code, machine, given = story["data"], story["code"], story["environment"], story["input"]
-    counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
+    counts = ", ".join(f"{data['counts'][split]:,} {split}" for split in SPLITS)
     yield "data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}: {counts}"
     yield "input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"
     commit = f"git {code['commit']}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"

@@ -21,6 +21,7 @@ from mlops.data.tree import FolderTree, open_tree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.calibration import probabilities, temperature_of
 from mlops.evaluation.evaluate import Evaluated, evaluate_prepared, predict_split
+from mlops.evaluation.report import worst_mistakes, write_report
 from mlops.image import EXTENSIONS, Pixels
 from mlops.progress import bar
 
@@ -60,9 +61,6 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> 
     Raises:
         MlopsError: the checkpoint cannot be read or rebuilt, or the report cannot be written.
     """
-    # matplotlib takes as long to import as a small folder to predict.
-    from mlops.evaluation.report import worst_mistakes, write_report
-
     _check_split(split)
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
