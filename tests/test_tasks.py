@@ -19,7 +19,7 @@ def invoke(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_the_list_reads_as_a_menu():
     listed = invoke("--list").stdout
-    for task in ("preprocess-data", "train", "evaluate", "info", "test", "lint", "lock"):
+    for task in ("preprocess-data", "train", "evaluate", "report", "info", "test", "lint", "lock"):
         (line,) = [line for line in listed.splitlines() if line.split()[:1] == [task]]
         assert len(line.split()) > 4, f"{task} has no line of help"
 
@@ -49,6 +49,16 @@ def test_evaluate_names_a_missing_checkpoint(tmp_path: Path):
     assert done.stderr.splitlines()[-1] == (
         "error: models/latest/best_model.pth: no such file; train first (`invoke train`) or name another checkpoint"
     )
+
+
+@pytest.mark.parametrize("task", ["report", "visualize"])
+def test_report_and_visualize_are_one_command(task: str, tmp_path: Path):
+    done = invoke(task, "--checkpoint", "none.pth", "--output", "a folder", "--split", "val", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "+ python -m mlops.cli report none.pth --split val --output 'a folder'",
+        "error: none.pth: no such file; train first (`invoke train`) or name another checkpoint",
+    ]
 
 
 def test_sigterm_reaches_the_run_and_143_comes_back(pictures: Path, workplace: Path):

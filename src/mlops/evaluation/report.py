@@ -122,7 +122,7 @@ def _page(
     sections += [
         ("Where it comes from", page.table(("", ""), _origin(story))),
         ("Make it again", _reproduce(story)),
-        ("Settings", page.folded("Every setting of the run", page.block(yaml.safe_dump(config, sort_keys=False)))),
+        ("Settings", page.folded("Every setting of the run", page.block(yaml.safe_dump(config)))),
     ]
     right = f"{scores['accuracy']:.2%} of {scores['n']:,} {split} images right" if scores else "report of a training"
     return page.page(f"{story['data']['name']}: {right}", lead, sections)
