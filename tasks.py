@@ -61,6 +61,19 @@ def evaluate(c, checkpoint=LATEST, data=None, json=None):
     _become("-m", "mlops.cli", "evaluate", checkpoint, *([data] if data else []), *(["--json", json] if json else []))
 
 
+@task(
+    aliases=["visualize"],
+    help={
+        "checkpoint": "the file to report on",
+        "output": "folder for the report; one beside the checkpoint when left out",
+        "split": "train, val or test",
+    },
+)
+def report(c, checkpoint=LATEST, output=None, split="test"):
+    """Write a page about a checkpoint: curves, confusions, worst mistakes, calibration. Also: visualize."""
+    _become(*("-m", "mlops.cli", "report", checkpoint, "--split", split), *(["--output", output] if output else []))
+
+
 @task
 def info(c, checkpoint=LATEST):
     """Show what a checkpoint recognises, how well, and what it was made from."""

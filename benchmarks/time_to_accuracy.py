@@ -116,7 +116,7 @@ def torchvision_way(folder: Path, rows: list[dict[str, str]], data: Prepared, ep
     loader = DataLoader(training, batch_size=64, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
     model, step = network_and_step(data, epochs * len(loader))
     mean, std = (torch.tensor(data.manifest[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    val = open_split(data, "val")
+    val = Batches.of(data, "val", CPU)
     clock = 0.0
     for epoch in range(epochs):
         started = time.perf_counter()
@@ -135,7 +135,7 @@ def ours(root: str, processed: Path, epochs: int) -> float:
     """Seconds until 95 %, from the archive on; infinite when `epochs` did not reach it."""
     started = time.perf_counter()
     data = preprocess(root, processed)
-    train, val = open_split(data, "train"), open_split(data, "val")
+    train, val = Batches.of(data, "train", CPU), Batches.of(data, "val", CPU)
     model, step = network_and_step(data, epochs * train.steps(64))
     augment = build_augment(SIGNS, len(data.classes))
 
@@ -162,11 +162,6 @@ def ours(root: str, processed: Path, epochs: int) -> float:
     except Reached as reached:
         return float(reached.args[0])
     return float("inf")
-
-
-def open_split(data: Prepared, split: str) -> Batches:
-    """A split, scaled by the statistics of the training images."""
-    return Batches.of(data, split, CPU, mean=data.manifest["mean"], std=data.manifest["std"])
 
 
 def network_and_step(data: Prepared, steps: int) -> tuple[nn.Module, Step]:

@@ -43,10 +43,10 @@ LATEST = "models/latest/best_model.pth"
 def test_help_lists_the_commands_and_imports_nothing_heavy():
     code = (
         "import sys; from mlops.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb') if m in sys.modules])"
+        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb', 'matplotlib', 'sklearn', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in done.stdout for command in ("info", "evaluate", "predict"))
+    assert all(command in done.stdout for command in ("info", "evaluate", "predict", "report"))
     assert done.stdout.endswith("[]\n")
 
 
@@ -69,6 +69,14 @@ def test_evaluate_scores_the_test_split_as_training_did(mlops: Command, trained:
     assert scores["accuracy"] == story["metrics"]["test_Accuracy"]
     assert scores["loss"] == story["metrics"]["test_loss"]
     assert set(scores["per_class"]["red"]) == {"precision", "recall", "f1", "n"}
+    assert scores["temperature"] == story["temperature"]
+    assert scores["ece"] == story["metrics"]["test_ECE"]
+    low, high = scores["accuracy_interval"]
+    assert low <= scores["accuracy"] <= high
+    assert f"{low:.2%} to {high:.2%} (95 % interval)" in table.out
+    assert f"{scores['ece']:.2%} (before scaling by temperature {scores['temperature']:.3f}" in table.out
+    assert scores["top5_accuracy"] is None
+    assert "top-5" not in table.out
     mlops("evaluate", LATEST, "--split", "val", "--json", "val.json")
     assert json.loads((trained / "val.json").read_text())["loss"] == story["metrics"]["val_loss"]
 
@@ -82,6 +90,7 @@ def test_evaluate_takes_any_folder_or_archive_with_some_of_the_classes(mlops: Co
     assert scores["n"] == 10
     assert scores["per_class"]["blue"]["n"] == 0
     assert scores["accuracy"] == 1.0
+    assert scores["accuracy_interval"] == [pytest.approx(0.025**0.1), 1.0]  # ten images, each its own group
 
 
 def test_evaluate_prepares_the_data_again_when_it_is_gone_and_refuses_other_data(
@@ -115,6 +124,85 @@ def test_predict_names_what_is_on_files_and_in_folders(mlops: Command, tmp_path:
     assert all(0.34 < float(row["probability"]) <= 1 for row in rows)
 
 
+def with_temperature(trained: Path, path: Path, temperature: float | None) -> Path:
+    loaded = checkpoint.read(trained / LATEST)
+    metadata = {key: value for key, value in loaded.metadata.items() if key != "digest"}
+    checkpoint.save(path, loaded.state_dict, metadata | {"temperature": temperature})
+    return path
+
+
+def test_predict_scales_its_probabilities_by_the_temperature(mlops: Command, trained: Path, tmp_path: Path):
+    import torch
+
+    def probability(temperature: float | None) -> float:
+        file = with_temperature(trained, tmp_path / "t.pth", temperature)
+        return float(mlops("predict", file, "pictures/red/01.png", "--csv", "-").out.splitlines()[1].split(",")[-1])
+
+    plain, cold, hot = probability(None), probability(0.5), probability(5.0)
+    assert 1 / 3 < hot < plain < cold <= 1
+    assert probability(1.0) == plain
+    # Of three classes; the other two share what is left in a proportion that is bounded, not known.
+    odds = torch.tensor(plain / (1 - plain))
+    assert hot < float(odds ** (1 / 5) / (1 + odds ** (1 / 5)))
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["report"], ["predict", "pictures"]])
+def test_a_checkpoint_with_an_impossible_temperature_is_refused(
+    command: list[str], mlops: Command, trained: Path, tmp_path: Path
+):
+    file = with_temperature(trained, tmp_path / "t.pth", 0.0)
+    done = mlops(command[0], file, *command[1:])
+    assert done.code == 2
+    assert done.errors == ["checkpoint: temperature=0.0: must be a number above 0; train again"]
+
+
+def test_a_report_is_written_beside_the_checkpoint_and_is_that_of_the_run(mlops: Command, trained: Path):
+    done = mlops("report")
+    assert done.code == 0
+    folder = trained / "models" / "latest" / "report"
+    assert f"page  {folder.relative_to(trained)}/index.html" in done.out
+    (run,) = (trained / "outputs").glob("*/*/report")
+    for written in run.iterdir():
+        assert (folder / written.name).read_bytes() == written.read_bytes(), written.name
+    assert json.loads((folder / "test.json").read_text()) == json.loads(mlops("evaluate", "--json", "-").out)
+
+
+def test_a_report_of_another_split_leaves_that_of_the_test_split_alone(mlops: Command, trained: Path, tmp_path: Path):
+    assert mlops("report", LATEST, "--split", "val").code == 0
+    assert (trained / "models" / "latest" / "report-val" / "val.json").exists()
+    assert mlops("report", LATEST, "--split", "train", "--output", tmp_path / "there").code == 0
+    assert json.loads((tmp_path / "there" / "train.json").read_text())["n"] == 36
+    assert "36 train images right" in (tmp_path / "there" / "index.html").read_text()
+
+
+def test_a_report_without_the_data_is_made_from_the_file_alone_and_says_so(
+    mlops: Command, trained: Path, tmp_path: Path
+):
+    (trained / "pictures").rename(trained / "moved")
+    try:
+        done = mlops("report", LATEST, "--processed", tmp_path / "none", "--output", tmp_path / "report")
+    finally:
+        (trained / "moved").rename(trained / "pictures")
+    assert done.code == 0
+    assert "without scores  " in done.out
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "No pictures and no scores class by class: data.root=pictures: no such folder" in text
+    story = checkpoint.read_metadata(trained / LATEST)
+    assert f"{story['metrics']['test_Accuracy']:.2%}" in text
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "curves.png"}
+
+
+def test_a_checkpoint_whose_training_did_not_end_has_a_report(mlops: Command, trained: Path, tmp_path: Path):
+    loaded = checkpoint.read(trained / LATEST)
+    story = {key: value for key, value in loaded.metadata.items() if key not in ("digest", "overrides")}
+    story["metrics"] = {key: value for key, value in story["metrics"].items() if not key.startswith("test_")}
+    checkpoint.save(tmp_path / "cut.pth", loaded.state_dict, story | {"temperature": None})
+    assert mlops("report", tmp_path / "cut.pth").code == 0
+    scores = json.loads((tmp_path / "report" / "test.json").read_text())
+    assert scores["temperature"] == 1.0
+    assert scores["ece"] == scores["ece_before"]
+
+
 def test_predict_names_what_it_cannot_read_and_still_predicts_the_rest(mlops: Command, tmp_path: Path):
     (tmp_path / "r.png").write_bytes(png(8, colour=COLOURS["red"]))
     (tmp_path / "page.png").write_bytes(b"<html>")
@@ -143,6 +231,10 @@ def test_predict_names_what_it_cannot_read_and_still_predicts_the_rest(mlops: Co
         (["evaluate", LATEST, "nowhere"], "DATA=nowhere: no such folder or archive"),
         (["evaluate", LATEST, "--split", "dev"], "--split=dev: must be one of train, val, test"),
         (["predict", "pictures", "pictures"], "pictures"),
+        (["report", "none.pth"], "none.pth: no such file; train first"),
+        (["report", "pictures/red/01.png"], "is not a checkpoint of this project"),
+        (["report", LATEST, "--split", "dev"], "--split=dev: must be one of train, val, test"),
+        (["report", LATEST, "--output", "pictures/red/01.png"], "pictures/red/01.png"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], problem: str, mlops: Command):
@@ -184,5 +276,7 @@ def test_evaluate_takes_gtsrb_in_its_own_layout(hydra_command: Command, mlops_co
     overrides = [setting for setting in QUICK if setting != "data=folder"]
     assert hydra_command("train", "data=gtsrb", f"data.root={tmp_path}/signs", *overrides).code == 0
     scores = json.loads(mlops_command("evaluate", LATEST, tmp_path / "signs", "--json", "-").out)
-    assert scores["n"] == 30
+    assert (scores["n"], scores["n_groups"]) == (30, 10)
     assert set(scores["per_class"]) == {"Speed limit", "Stop"}
+    own = json.loads(mlops_command("evaluate", LATEST, "--json", "-").out)
+    assert own["n"] == 3 * own["n_groups"]  # whole tracks

@@ -1,7 +1,9 @@
 """Whole runs, as a user makes them."""
 
+import html
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +34,10 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
         "report",
         "train.log",
     }
-    assert {path.name for path in (folder / "report").iterdir()} == {"test.json", "curves.png", "confusion_matrix.png"}
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        *("index.html", "test.json"),
+        *("curves.png", "confusion_matrix.png", "per_class.png", "reliability.png"),
+    }
     for shown in ("test accuracy", str(Path("models/latest/best_model.pth")), "report", "train.log", "mlops evaluate"):
         assert shown in done.out
     assert "epoch 3/3" in (folder / "train.log").read_text()
@@ -76,12 +81,41 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
             "start",
             "data",
         ),
-        *("code", "environment", "created", "temperature", "reference", "digest"),
+        *("code", "environment", "created", "temperature", "reference", "digest", "overrides"),
     }
+    assert 0.1 <= story["temperature"] <= 10
+    assert story["overrides"] == [*QUICK, f"data.root={pictures}", "model.dropout=0.1"]
     scores = json.loads((folder / "report" / "test.json").read_text())
     assert (scores["n"], scores["accuracy"]) == (12, story["metrics"]["test_Accuracy"])
     latest = workplace / "models" / "latest" / "best_model.pth"
     assert latest.read_bytes() == (folder / "best_model.pth").read_bytes()
+
+
+def test_the_temperature_is_fitted_on_validation_and_calibrates_the_test_split(workplace: Path, hydra_command: Command):
+    more = ["training.epochs=2", "training.label_smoothing=0.3", "tracking=off", "promote=false"]
+    assert hydra_command("train", *more).code == 0
+    scores = json.loads((only_run(workplace) / "report" / "test.json").read_text())
+    story = checkpoint.read_metadata(only_run(workplace) / "best_model.pth")
+    # Smoothed labels teach a network to be less sure than it is right.
+    assert scores["temperature"] == story["temperature"] < 0.9
+    assert scores["ece"] == story["metrics"]["test_ECE"] < scores["ece_before"] / 2
+
+
+def test_the_command_in_the_report_makes_the_same_weights_again(
+    pictures: Path, workplace: Path, hydra_command: Command
+):
+    assert hydra_command("train", *QUICK, f"data.root={pictures}", "data.group=^[^_]+", "training.epochs=2").code == 0
+    (first,) = workplace.glob("outputs/*/*/best_model.pth")
+    page = html.unescape((first.parent / "report" / "index.html").read_text())
+    command = (
+        page[page.index("python -m mlops.train") :].split("</pre>")[0].replace("\\\n", "")
+    )  # as a shell joins lines
+    assert hydra_command("train", *shlex.split(command)[3:]).code == 0
+    (second,) = set(workplace.glob("outputs/*/*/best_model.pth")) - {first}
+    one, same = weights(first), weights(second)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    told = [checkpoint.read_metadata(path)["overrides"] for path in (first, second)]
+    assert told[1] == [*told[0], f"training.threads={torch.get_num_threads()}"]
 
 
 def weights(file: Path) -> dict[str, torch.Tensor]:

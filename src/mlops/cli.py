@@ -82,6 +82,24 @@ def evaluate(
 
 
 @app.command()
+def report(
+    checkpoint: CheckpointPath = LATEST,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where the report goes; a folder beside the checkpoint when left out.", metavar="FOLDER"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+) -> None:
+    """Write a page about a checkpoint: curves, confusions, worst mistakes, calibration, how to make it again."""
+    from mlops.evaluation.run import report_checkpoint
+    from mlops.tables import show_report
+
+    folder = output or checkpoint.parent / ("report" if split == "test" else f"report-{split}")
+    show_report(folder, report_checkpoint(checkpoint, folder, split, processed))
+
+
+@app.command()
 def predict(
     checkpoint: CheckpointPath,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them")],

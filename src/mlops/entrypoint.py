@@ -43,11 +43,14 @@ Check = Callable[[dict[str, Any], frozenset[str]], list[str]]
 
 @dataclass(frozen=True)
 class Run:
-    """Where this run's files go, whether it is one of a sweep's many, and which names a config may build."""
+    """Where this run's files go, whether it is one of a sweep's many, which names its config may build, and how it was
+    started.
+    """
 
     folder: Path
     sweep: bool
     allowed: frozenset[str]
+    overrides: tuple[str, ...]
 
 
 def start(
@@ -103,7 +106,9 @@ def _job(task: Callable[[Config, Run], None], name: str, allowed: frozenset[str]
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            task(schema.load(_plain(composed)), Run(_shorten(Path(settings.runtime.output_dir)), sweep, allowed))
+            overrides = tuple(text.removeprefix("++") for text in settings.overrides.task)
+            folder = _shorten(Path(settings.runtime.output_dir))
+            task(schema.load(_plain(composed)), Run(folder, sweep, allowed, overrides))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)

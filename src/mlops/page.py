@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 # Figures are drawn in this colour, which no palette has; the page then puts in the text's own, light or dark.
 INK = "#01fe02"
+PICTURE_INK = "#1c2430"
 BLUE, ORANGE = "#3b82f6", "#f08c2e"
+# A figure's text of 10 points is then 8.7 pixels high.
+_SMALLEST = 0.65
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6b7d; --paper: #fbfcfd; --card: #fff; --line: #dde3ea;
@@ -41,10 +44,13 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tile span { color: var(--soft); font-size: .85rem; }
 figure { margin: 1rem 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem;
   overflow-x: auto; } figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: .8rem;
+  margin: 1rem 0; } .figures figure { margin: 0; min-width: 0; }
 figcaption { font-size: .88rem; margin-top: .4rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; width: 100%; }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; white-space: nowrap; } td { overflow-wrap: anywhere; }
+td:first-child { overflow-wrap: break-word; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 .pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
@@ -52,7 +58,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
   background: var(--line); display: block; margin-bottom: .3rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; overflow-x: auto;
   font: .84rem/1.45 ui-monospace, "SF Mono", Consolas, monospace; }
-details > summary { cursor: pointer; color: var(--accent); } .good { color: var(--good); } .bad { color: var(--bad); }
+details { margin-top: .8rem; } details > summary { cursor: pointer; color: var(--accent); }
+.good { color: var(--good); } .bad { color: var(--bad); }
 """
 
 
@@ -105,17 +112,36 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def pictures(items: Iterable[tuple[Pixels, Sequence[str]]]) -> str:
-    """Images uint8 `[H, W, 3]`, each with lines of text below it."""
+    """Images uint8 `[H, W, 3]`, each with lines of text below it, the first in bold."""
     cells = "".join(
         f'<div><img alt="{text(lines[0])}" src="data:image/png;base64,{base64.b64encode(png(pixels)).decode()}">'
-        f"{'<br>'.join(text(line) for line in lines)}</div>"
+        f"<b>{text(lines[0])}</b><br>{'<br>'.join(text(line) for line in lines[1:])}</div>"
         for pixels, lines in items
     )
     return f'<div class="pictures">{cells}</div>'
 
 
+def block(lines: str) -> str:
+    """Text whose line breaks and indents matter: a command, a file."""
+    escaped = "\n".join(text(line) for line in lines.splitlines())
+    return f"<pre>{escaped}</pre>"
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that is shown when its summary is clicked."""
+    return f"<details><summary>{text(summary)}</summary>{body}</details>"
+
+
+def beside(figures: Iterable[str]) -> str:
+    """Figures side by side where there is room, one below the other on a phone."""
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
 def figure(drawing: "Figure", caption: str) -> str:
-    """A figure drawn within `drawing_style`, as a part of the page: sharp at any size, its text is text."""
+    """A figure drawn within `drawing_style`, as a part of the page: sharp at any size, its text is text.
+
+    It is never shown larger than drawn, and never so much smaller that its text is unreadable: then it scrolls.
+    """
     buffer = io.StringIO()
     with warnings.catch_warnings():
         # Class names may be in any script; the browser has the letters that matplotlib's font lacks.
@@ -124,15 +150,20 @@ def figure(drawing: "Figure", caption: str) -> str:
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", svg[svg.index("<svg") :]).replace(INK, "currentColor")
+    narrowest = round(drawing.get_figwidth() * 96 * _SMALLEST)
+    svg = svg.replace("<svg", f'<svg style="min-width:{narrowest}px"', 1)
     return f'<figure role="img" aria-label="{text(caption)}">{svg}<figcaption>{text(caption)}</figcaption></figure>'
 
 
-def drawing_style() -> AbstractContextManager[None]:
-    """matplotlib's settings for figures of a page: its ink becomes the page's, its text stays text."""
+def drawing_style(ink: str = INK) -> AbstractContextManager[None]:
+    """matplotlib's settings for figures of a page: its ink becomes the page's, its text stays text.
+
+    The same figure as a picture of its own, on white, is drawn with `PICTURE_INK`.
+    """
     import matplotlib as mpl
 
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    settings: dict[Any, Any] = dict.fromkeys(inked, INK)
+    settings: dict[Any, Any] = dict.fromkeys(inked, ink)
     settings |= {"svg.fonttype": "none", "svg.hashsalt": "mlops", "font.family": "sans-serif", "font.size": 10.0}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#8894a4", "grid.alpha": 0.3}
     return mpl.rc_context(settings)

@@ -84,7 +84,7 @@ def show_result(
             ),
             ("checkpoint", folder / "best_model.pth"),
             *([("also as", kept)] if kept.parent != folder else []),
-            ("report", folder / "report"),
+            ("report", folder / "report" / "index.html"),
             ("log", folder / "train.log"),
         ],
     )
@@ -134,9 +134,15 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     pairs(
         f"{scores['n']:,} images of {scores['data']}",
         [
-            ("accuracy", f"{scores['accuracy']:.2%}"),
+            ("accuracy", f"{scores['accuracy']:.2%}, {interval(scores)}"),
+            *([("top-5 accuracy", f"{scores['top5_accuracy']:.2%}")] if scores["top5_accuracy"] is not None else []),
             *((f"macro {name}", f"{scores[f'macro_{name}']:.4f}") for name in ("precision", "recall", "f1")),
             ("loss", f"{scores['loss']:.4f}"),
+            (
+                "calibration error",
+                f"{scores['ece']:.2%} (before scaling by temperature {scores['temperature']:.3f}: "
+                f"{scores['ece_before']:.2%})",
+            ),
         ],
     )
     columns = ("class", "precision", "recall", "F1", "images")
@@ -148,6 +154,13 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     show_confusion(scores["classes"], scores["confusion_matrix"])
 
 
+def interval(scores: Mapping[str, Any]) -> str:
+    """How far the accuracy may be off, in words that say over what."""
+    low, high = scores["accuracy_interval"]
+    groups = "" if scores["n_groups"] == scores["n"] else f" over {scores['n_groups']:,} groups"
+    return f"{low:.2%} to {high:.2%} (95 % interval{groups})"
+
+
 def show_confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
     """The matrix where it fits a terminal, else its largest mistakes."""
     if len(classes) <= _WIDEST_MATRIX:
@@ -155,20 +168,27 @@ def show_confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> N
         rows = [(name, *(value or "." for value in row)) for name, row in zip(names, matrix, strict=True)]
         grid("Confusion matrix: rows are true, columns predicted", ("", *names), rows)
         return
-    wrong = sorted(
-        (
-            (count, classes[true], classes[said])
-            for true, row in enumerate(matrix)
-            for said, count in enumerate(row)
-            if true != said and count
-        ),
-        reverse=True,
-    )
     grid(
         "Largest mistakes (the whole matrix is in --json)",
         ("true, predicted", "images"),
-        [(f"{t} -> {s}", n) for n, t, s in wrong[:15]],
+        [(f"{true} -> {said}", count) for count, true, said in commonest_confusions(classes, matrix)[:15]],
     )
+
+
+def commonest_confusions(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[tuple[int, str, str]]:
+    """(images, true class, predicted class) of every mistake in the matrix, the commonest first."""
+    wrong = [
+        (-count, true, said)
+        for true, row in enumerate(matrix)
+        for said, count in enumerate(row)
+        if count and true != said
+    ]
+    return [(-count, classes[true], classes[said]) for count, true, said in sorted(wrong)]
+
+
+def show_report(folder: Path, missing: str | None) -> None:
+    """Where a report is, and why it is not whole."""
+    pairs("Report", [("page", folder / "index.html"), *([("without scores", missing)] if missing else [])])
 
 
 def show_predictions(predictions: Sequence["Prediction"]) -> None:

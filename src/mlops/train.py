@@ -36,9 +36,10 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.data.augment import build_augment
     from mlops.data.batches import EVALUATION_BATCH, Batches
     from mlops.data.prepare import build_index, prepare
-    from mlops.evaluation.evaluate import evaluate_split, predict_split
-    from mlops.evaluation.report import write_report
-    from mlops.evaluation.scores import overall_metrics, score
+    from mlops.evaluation.calibration import fit_temperature
+    from mlops.evaluation.evaluate import evaluate_prepared, evaluate_split, predict_split
+    from mlops.evaluation.report import worst_mistakes, write_report
+    from mlops.evaluation.scores import overall_metrics
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
     from mlops.tracking import Tracker
@@ -115,6 +116,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     story = describe_run(
         config,
         data,
+        overrides=run.overrides,
         start=start.describe() if start else None,
         mean=mean,
         std=std,
@@ -182,10 +184,15 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
         # Read back, so that what is scored is what was kept.
         kept.load_state_dict(checkpoint.read(path).state_dict)
-        scores = score(*predict_split(kept, batches["test"].evaluation()), classes)
+        temperature = fit_temperature(*predict_split(kept, batches["val"].evaluation()))
+        tested = evaluate_prepared(kept, data, "test", batches["test"])
+        scores = tested.scores(classes, temperature)
         final = best() | overall_metrics(scores)
-        checkpoint.save(path, kept.state_dict(), story | describe_epoch(final, history, steps))
-        write_report(run.folder / "report", scores, history, int(final["epoch"]))
+        story |= describe_epoch(final, history, steps) | {"temperature": temperature}
+        checkpoint.save(path, kept.state_dict(), story)
+        write_report(
+            run.folder / "report", story, "test", scores, mistakes=worst_mistakes(tested, classes, temperature)
+        )
         tracker.log_summary(overall_metrics(scores))
         tracker.log_checkpoint(path)
 

@@ -86,12 +86,11 @@ def test_large_data_is_cut_where_it_lies_and_only_batches_go_to_the_device(monke
 def test_a_limit_draws_from_all_classes(pictures: Path, tmp_path: Path):
     settings = DataConfig(source="folder", root=str(pictures), image_size=8, split=SplitConfig(0.2, 0.2))
     data = prepare(build_index(settings), tmp_path)
-    settings_of = {"device": torch.device("cpu"), "mean": [0.5] * 3, "std": [0.5] * 3}
-    limited = Batches.of(data, "train", limit=9, **settings_of)
+    limited = Batches.of(data, "train", torch.device("cpu"), limit=9)
     labels = next(limited.evaluation()).labels
     assert len(limited) == 9
     assert set(labels.tolist()) == {0, 1, 2}
-    assert len(Batches.of(data, "train", limit=1000, **settings_of)) == 36
+    assert len(Batches.of(data, "train", torch.device("cpu"), limit=1000)) == 36
 
 
 def test_large_images_are_evaluated_fewer_at_a_time():

@@ -50,3 +50,24 @@ def test_a_checkpoint_that_does_not_fit_keeps_the_old_one(
     assert "No space left on device; free some space" in done.errors[0]
     assert (small_disk / "latest" / "best_model.pth").read_bytes() == kept
     assert [path.name for path in (small_disk / "latest").iterdir()] == ["best_model.pth"]
+
+
+def test_a_report_that_does_not_fit_keeps_the_old_one_whole(
+    small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command, mlops_command: Command
+):
+    assert hydra_command("train", *QUICK, f"data.root={pictures}").code == 0
+    latest, folder = Path("models/latest/best_model.pth"), small_disk / "report"
+    assert mlops_command("report", latest, "--output", folder).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    # Room for some of the files, so that the disk fills half-way.
+    size = sum(len(content) for content in before.values())
+    filler = small_disk / "filler"
+    filler.write_bytes(b"\0" * (2 * 1024**2 - size - size // 2 - 32768))
+    # Another split: every file would change.
+    done = mlops_command("report", latest, "--split", "train", "--output", folder)
+    assert done.code == 2, done.err
+    (line,) = done.errors
+    assert "No space left on device; free some space" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    filler.unlink()
+    assert mlops_command("report", latest, "--split", "train", "--output", folder).code == 0

@@ -51,6 +51,7 @@ class Batches:
         images: uint8 `[N, H, W, 3]`. At most `FITS_DEVICE_BYTES` are kept on the device.
         labels: int64 `[N]`.
         mean, std: one for each channel, of pixels in 0..1.
+        rows: which rows of the prepared arrays these are, int64 `[N]`; all of them when left out.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
+        self.rows = np.arange(len(labels)) if rows is None else rows
         self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
         if images.nbytes <= FITS_DEVICE_BYTES:
             self._images, self._labels = self._images.to(device), self._labels.to(device)
@@ -76,18 +79,20 @@ class Batches:
         split: str,
         device: torch.device,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         limit: int | None = None,
     ) -> Self:
-        """A split of prepared data, or `limit` images of it, drawn from all: on disk they lie class by class."""
-        images, labels = data.images(split), data.labels(split)
+        """A split of prepared data, or `limit` images of it, drawn from all: on disk they lie class by class.
+
+        `mean` and `std` are those of the training images when left out.
+        """
+        images, labels, rows = data.images(split), data.labels(split), None
         if limit is not None and limit < len(labels):
-            drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(key(0, "limit")))[
-                :limit
-            ].numpy()
-            images, labels = images[drawn], labels[drawn]
-        return cls(images, labels, mean=mean, std=std, device=device)
+            rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(key(0, "limit")))[:limit].numpy()
+            images, labels = images[rows], labels[rows]
+        mean, std = mean or data.manifest["mean"], std or data.manifest["std"]
+        return cls(images, labels, mean=mean, std=std, device=device, rows=rows)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -88,6 +88,18 @@ class Prepared:
         """int64 `[N]`."""
         return np.asarray(_load(self.folder / f"{split}.labels.npy"))
 
+    def groups(self, split: str) -> list[str]:
+        """The group of each image, in the order of the arrays."""
+        return self._column("group", split)
+
+    def paths(self, split: str) -> list[str]:
+        """The path of each image in its source, in the order of the arrays."""
+        return self._column("path", split)
+
+    def _column(self, name: str, split: str) -> list[str]:
+        with (self.folder / "index.csv").open(encoding="utf-8", newline="") as file:
+            return [row[name] for row in csv.DictReader(file) if row["split"] == split]
+
 
 def build_index(config: DataConfig) -> Index:
     """List, limit, split and hash the images that `config` names. Nothing is decoded or written.

@@ -1,71 +1,190 @@
-"""What a run leaves for people to look at: numbers as JSON, curves and the confusion matrix as pictures."""
+"""What a run leaves for people to look at: one page, the same figures as pictures, and the scores as JSON."""
 
 import json
-import warnings
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from matplotlib.figure import Figure
+import torch
+import yaml
 
-from mlops.errors import printable
-from mlops.files import atomic, write_text
+from mlops import page
+from mlops.data.sources import SPLITS
+from mlops.evaluation import figures
+from mlops.evaluation.calibration import probabilities
+from mlops.evaluation.evaluate import Evaluated
+from mlops.evaluation.pictures import Picture, pictures_of
+from mlops.files import atomic
+from mlops.image import Pixels
+from mlops.tables import commonest_confusions, interval
 
-# Beyond this many classes, numbers in the cells and names on the axes are unreadable.
-_READABLE_CLASSES = 25
+_MISTAKES, _CONFUSIONS = 24, 15
+# Larger ones would make a page of many megabytes.
+_LARGEST_PICTURE = 256
 
 
-def write_report(folder: Path, scores: dict[str, Any], history: Sequence[dict[str, float]], best_epoch: int) -> None:
-    """Write `test.json`, `curves.png` and `confusion_matrix.png` into `folder`."""
-    write_text(folder / "test.json", json.dumps(scores, indent=1, ensure_ascii=False))
-    _save(_draw_curves(history, best_epoch), folder / "curves.png")
-    _save(
-        _draw_confusion(np.array(scores["confusion_matrix"]), [printable(name) for name in scores["classes"]]),
-        folder / "confusion_matrix.png",
+@dataclass(frozen=True)
+class Mistake:
+    """An image, what it is, what the network took it for, and with which probability."""
+
+    pixels: Pixels
+    path: str
+    true: str
+    said: str
+    probability: float
+
+
+def worst_mistakes(found: Evaluated, classes: Sequence[str], temperature: float) -> list[Mistake]:
+    """The images that the network is most sure of and wrong about, the surest first; of each group only that one."""
+    confidence, said = probabilities(found.logits, temperature).max(dim=1)
+    wrong = torch.nonzero(said != found.labels)[:, 0]
+    order = wrong[torch.argsort(confidence[wrong], descending=True, stable=True)].tolist()
+    surest: dict[str, int] = {}
+    for i in order:
+        surest.setdefault(found.groups[i], i)
+    step = -(-max(found.images.shape[1:3]) // _LARGEST_PICTURE)
+    return [
+        Mistake(
+            pixels=found.images[i][::step, ::step],
+            path=found.paths[i],
+            true=classes[int(found.labels[i])],
+            said=classes[int(said[i])],
+            probability=float(confidence[i]),
+        )
+        for i in list(surest.values())[:_MISTAKES]
+    ]
+
+
+def write_report(
+    folder: Path,
+    story: Mapping[str, Any],
+    split: str,
+    scores: Mapping[str, Any] | None = None,
+    *,
+    mistakes: Sequence[Mistake] = (),
+    missing: str | None = None,
+) -> dict[str, Path]:
+    """Write `index.html`, `<split>.json` and the page's figures as .png into `folder`: all of them, or none.
+
+    `story` is everything in a checkpoint but its weights. Without `scores`, the page holds what the story alone tells,
+    and `missing` says why. Returns the pictures by name.
+
+    Raises:
+        MlopsError: the folder cannot be written to; what was there before is intact.
+    """
+    pictures = pictures_of(story, scores)
+    contents = {f"{name}.png": picture.as_png() for name, picture in pictures.items()}
+    contents["index.html"] = _page(
+        story, split, scores=scores, mistakes=mistakes, missing=missing, pictures=pictures
+    ).encode()
+    if scores is not None:
+        contents[f"{split}.json"] = json.dumps(scores, indent=1, ensure_ascii=False).encode()
+    with ExitStack() as together:
+        # The first is renamed into its place only when the last is written.
+        for name, content in contents.items():
+            together.enter_context(atomic(folder / name)).write_bytes(content)
+    return {name: folder / f"{name}.png" for name in pictures}
+
+
+def _page(
+    story: Mapping[str, Any],
+    split: str,
+    *,
+    scores: Mapping[str, Any] | None,
+    mistakes: Sequence[Mistake],
+    missing: str | None,
+    pictures: Mapping[str, Picture],
+) -> str:
+    config, drawn = story["config"], {name: picture.as_html() for name, picture in pictures.items()}
+    created = story["created"].replace("T", " ").replace("+00:00", " UTC")
+    lead = f"{config['model']['_target_']}, epoch {story['epoch']} of {config['training']['epochs']}, made {created}"
+    warning = f'<p class="bad">No pictures and no scores class by class: {page.text(missing)}</p>' if missing else ""
+    sections = [("", warning + page.tiles(_tiles(story, scores, split))), ("Training", drawn["curves"])]
+    if scores is not None:
+        confusions = commonest_confusions(scores["classes"], scores["confusion_matrix"])
+        common = [(f"{true} taken for {said}", f"{count:,}") for count, true, said in confusions[:_CONFUSIONS]]
+        table = page.table(("Commonest mistakes", "Images"), common) if common else ""
+        drawings = (drawn["confusion_matrix"], drawn["per_class"])
+        # Where both are small, one look takes them in.
+        classes = page.beside(drawings) if len(scores["classes"]) <= figures.NAMED else "".join(drawings)
+        sections += [
+            ("Worst mistakes", _show_mistakes(mistakes, scores)),
+            ("Class by class", classes + table + page.folded("Precision and recall", _each_class(scores))),
+            (
+                "Calibration",
+                "<p>Of images that the network is 90 % sure of, is it right on 90 %? The nearer the bars end to the "
+                f"dotted line, the more its probabilities can be relied on.</p>{drawn['reliability']}",
+            ),
+        ]
+    sections += [
+        ("Where it comes from", page.table(("", ""), _origin(story))),
+        ("Make it again", _reproduce(story)),
+        ("Settings", page.folded("Every setting of the run", page.block(yaml.safe_dump(config)))),
+    ]
+    right = f"{scores['accuracy']:.2%} of {scores['n']:,} {split} images right" if scores else "report of a training"
+    return page.page(f"{story['data']['name']}: {right}", lead, sections)
+
+
+def _tiles(story: Mapping[str, Any], scores: Mapping[str, Any] | None, split: str) -> Iterator[tuple[str, str]]:
+    if scores is None:
+        for side, name in (("test", "test"), ("val", "validation")):
+            if f"{side}_Accuracy" in story["metrics"]:
+                yield f"{name} accuracy", f"{story['metrics'][f'{side}_Accuracy']:.2%}"
+                yield f"{name} macro F1", f"{story['metrics'][f'{side}_F1']:.4f}"
+        return
+    yield f"accuracy; {interval(scores)}", f"{scores['accuracy']:.2%}"
+    yield "macro F1, the mean over the classes", f"{scores['macro_f1']:.4f}"
+    if scores["top5_accuracy"] is not None:
+        yield "right among the five likeliest", f"{scores['top5_accuracy']:.2%}"
+    yield f"calibration error, {scores['ece_before']:.2%} before temperature scaling", f"{scores['ece']:.2%}"
+    yield f"images of {split}, {len(scores['classes']):,} classes", f"{scores['n']:,}"
+
+
+def _show_mistakes(mistakes: Sequence[Mistake], scores: Mapping[str, Any]) -> str:
+    wrong = scores["n"] - sum(row[i] for i, row in enumerate(scores["confusion_matrix"]))
+    if not mistakes:
+        return f"<p>None in {scores['n']:,} images.</p>"
+    shown = f"{wrong:,} in {scores['n']:,} images"
+    if wrong > len(mistakes):
+        one = ", one of each group" if scores["n_groups"] < scores["n"] else ""
+        shown += f"; the {len(mistakes)} surest{one}"
+    lines = [(m.pixels, (f"{m.true}", f"taken for {m.said}", f"{m.probability:.1%} sure", m.path)) for m in mistakes]
+    return f"<p>{shown}. Where the network is sure, the label may be what is wrong.</p>{page.pictures(lines)}"
+
+
+def _each_class(scores: Mapping[str, Any]) -> str:
+    rows = [
+        (name, *(f"{row[metric]:.4f}" for metric in ("precision", "recall", "f1")), f"{row['n']:,}")
+        for name, row in scores["per_class"].items()
+    ]
+    return page.table(("Class", "Precision", "Recall", "F1", "Images"), rows)
+
+
+def _origin(story: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data, code, machine, given = story["data"], story["code"], story["environment"], story["input"]
+    counts = ", ".join(f"{data['counts'][split]:,} {split}" for split in SPLITS)
+    yield "data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}: {counts}"
+    yield "input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"
+    commit = f"git {code['commit']}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
+    yield "code", f"mlops {code['version']}, {commit}"
+    yield (
+        "machine",
+        f"{machine['platform']}, {machine['device']} with {machine['threads']} threads, {machine['precision']}",
     )
+    yield "versions", f"Python {machine['python']}, torch {machine['torch']}, NumPy {machine['numpy']}"
 
 
-def _draw_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    epochs = [row["epoch"] for row in history]
-    for axes, metric, label in zip(figure.subplots(1, 2), ("loss", "Accuracy"), ("Loss", "Accuracy"), strict=True):
-        for side, name in (("train", "training (augmented)"), ("val", "validation")):
-            axes.plot(
-                epochs, [row[f"{side}_{metric}"] for row in history], label=name, marker="." if len(epochs) < 3 else ""
-            )
-        axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best epoch ({best_epoch})")
-        axes.set(xlabel="Epoch", title=label)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
-
-
-def _draw_confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    count = len(classes)
-    figure = Figure(figsize=(min(4 + 0.35 * count, 14), min(3 + 0.35 * count, 13)), layout="constrained")
-    axes = figure.subplots()
-    rows = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(matrix / rows, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="Predicted", ylabel="True", title=f"{int(matrix.sum()):,} test images")
-    if count <= _READABLE_CLASSES:
-        axes.set_xticks(range(count), classes, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(count), classes, parse_math=False)
-        for (row, column), value in np.ndenumerate(matrix):
-            if value:
-                colour = "white" if value > rows[row, 0] / 2 else "black"
-                axes.text(column, row, str(value), ha="center", va="center", fontsize=8, color=colour)
-    else:
-        names = [f"{name if len(name) <= 30 else f'{name[:29]}…'}  {position}" for position, name in enumerate(classes)]
-        axes.set_yticks(range(count), names, fontsize=6, parse_math=False)
-        axes.set_xticks(range(count), [str(position) for position in range(count)], fontsize=6, rotation=90)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary, warnings.catch_warnings():
-        # Class names may be in any script; a box in a picture is no reason to disturb a run.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(temporary, format="png", dpi=120)
+def _reproduce(story: Mapping[str, Any]) -> str:
+    code = story["code"]
+    if (overrides := story.get("overrides")) is None:
+        return "<p>The file does not say with which command it was made; its settings are below.</p>"
+    lines = [f"git checkout {shlex.quote(code['commit'])}"] if code["commit"] else []
+    if not any(text.startswith("training.threads=") for text in overrides):
+        # Another number of threads would give other last bits.
+        overrides = [*overrides, f"training.threads={story['environment']['threads']}"]
+    lines += [" \\\n    ".join(["python -m mlops.train", *map(shlex.quote, overrides)])]
+    changed = "<p>Its code had changes that are in no commit.</p>" if code["dirty"] else ""
+    return changed + page.block("\n".join(lines))

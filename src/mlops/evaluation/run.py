@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mlops import config as schema
 from mlops import targets
@@ -19,8 +19,9 @@ from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
 from mlops.data.sources import SPLITS, Listing, folder, gtsrb
 from mlops.data.tree import FolderTree, open_tree
 from mlops.errors import MlopsError, one_line, shorten
-from mlops.evaluation.evaluate import predict_split
-from mlops.evaluation.scores import score
+from mlops.evaluation.calibration import probabilities, temperature_of
+from mlops.evaluation.evaluate import Evaluated, evaluate_prepared, predict_split
+from mlops.evaluation.report import worst_mistakes, write_report
 from mlops.image import EXTENSIONS, Pixels
 from mlops.progress import bar
 
@@ -40,27 +41,47 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
     Raises:
         MlopsError: the checkpoint or the data cannot be read, or do not fit each other.
     """
-    if split not in SPLITS:
-        raise MlopsError(f"--split={split}: must be one of {', '.join(SPLITS)}")
+    _check_split(split)
     checkpoint = read(path)
-    model = _model(checkpoint)
-    if data is not None:
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    if data is None:
+        found = _evaluate_own(model, checkpoint, _own_data(checkpoint, processed), split)
+    else:
         tree = open_tree(data, "DATA")
         signs = checkpoint.config.data.source == "gtsrb" and any(name.endswith("Train.csv") for name in tree.names)
-        logits, labels = _predict_listing(model, checkpoint, gtsrb(tree) if signs else folder(tree, None))
-        return {"data": str(data), **score(logits, labels, checkpoint.classes)}
-    prepared = _own_data(checkpoint, processed)
-    batches = Batches(
-        prepared.images(split), prepared.labels(split), **_statistics(checkpoint), device=torch.device("cpu")
+        found = _evaluate_listing(model, checkpoint, gtsrb(tree) if signs else folder(tree, None), str(data))
+    return found.scores(checkpoint.classes, temperature)
+
+
+def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> str | None:
+    """Write the report of a checkpoint on a split of its own data into `output`.
+
+    Returns why that data could not be had, where the report had to be made from the file alone.
+
+    Raises:
+        MlopsError: the checkpoint cannot be read or rebuilt, or the report cannot be written.
+    """
+    _check_split(split)
+    checkpoint = read(path)
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    try:
+        data = _own_data(checkpoint, processed)
+    except MlopsError as error:
+        # What the file itself tells (curves, metrics, config) is worth more than an error.
+        write_report(output, checkpoint.metadata, split, missing=one_line(error))
+        return one_line(error)
+    found = _evaluate_own(model, checkpoint, data, split)
+    scores = found.scores(checkpoint.classes, temperature)
+    write_report(
+        output, checkpoint.metadata, split, scores, mistakes=worst_mistakes(found, checkpoint.classes, temperature)
     )
-    logits, labels = predict_split(model, batches.evaluation())
-    return {"data": f"{prepared.folder} ({split})", **score(logits, labels, checkpoint.classes)}
+    return None
 
 
 def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction], list[tuple[str, str]]]:
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
-    model, statistics = _model(checkpoint), _statistics(checkpoint)
+    temperature, model, statistics = temperature_of(checkpoint.metadata), _model(checkpoint), _statistics(checkpoint)
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
     names: list[str] = []
@@ -73,7 +94,7 @@ def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction]
             np.stack(pixels), np.zeros(len(names), dtype=np.int64), **statistics, device=torch.device("cpu")
         )
         logits, _ = predict_split(model, batches.evaluation())
-        best, labels = logits.softmax(dim=1).max(dim=1)
+        best, labels = probabilities(logits, temperature).max(dim=1)
         for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True):
             found.append(Prediction(name, checkpoint.classes[label], probability))
         names.clear()
@@ -113,7 +134,17 @@ def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[
                 yield shown, result if isinstance(result, Unreadable) else result.pixels
 
 
-def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing) -> tuple[Tensor, Tensor]:
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise MlopsError(f"--split={split}: must be one of {', '.join(SPLITS)}")
+
+
+def _evaluate_own(model: nn.Module, checkpoint: Checkpoint, data: Prepared, split: str) -> Evaluated:
+    images, labels, device = data.images(split), data.labels(split), torch.device("cpu")
+    return evaluate_prepared(model, data, split, Batches(images, labels, **_statistics(checkpoint), device=device))
+
+
+def _evaluate_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing, source: str) -> Evaluated:
     unknown = sorted(set(listing.classes) - set(checkpoint.classes))
     if unknown:
         raise MlopsError(
@@ -133,10 +164,10 @@ def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing)
     if bad:
         # A score over fewer images than were asked for would look like the score that was asked for.
         raise MlopsError(bad)
-    batches = Batches(
-        np.stack(pixels), np.array(labels, dtype=np.int64), **_statistics(checkpoint), device=torch.device("cpu")
-    )
-    return predict_split(model, batches.evaluation())
+    images = np.stack(pixels)
+    batches = Batches(images, np.array(labels, dtype=np.int64), **_statistics(checkpoint), device=torch.device("cpu"))
+    groups = [entry.group for entry in listing.entries]
+    return Evaluated(source, *predict_split(model, batches.evaluation()), names, groups, images)
 
 
 def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:

@@ -15,6 +15,7 @@ def describe_run(
     config: Config,
     data: Prepared,
     *,
+    overrides: Sequence[str],
     start: dict[str, str] | None,
     mean: Sequence[float],
     std: Sequence[float],
@@ -40,6 +41,7 @@ def describe_run(
             "crop": None,
         },
         "epoch_digests": [],
+        "overrides": list(overrides),
         "start": start,
         "data": {
             "name": manifest["name"],
