@@ -22,7 +22,8 @@ from mlops.page import BLUE, ORANGE
 # Names on both sides and a number in each cell; names on one side; beyond, only the classes that matter most.
 NAMED, _NUMBERED, SHOWN = 12, 25, 50
 # Inches of one of two figures that stand side by side on a page, or above each other on a phone.
-PANEL = (4.9, 3.3)
+PANEL, TALL_PANEL = (4.9, 3.3), (4.9, 3.7)
+FEW = 10
 _INK_ON_ORANGE = "#1c2430"
 
 Scores = Mapping[str, Any]
@@ -47,11 +48,15 @@ def draw_curve(figure: FigureBase, history: History, metric: str, best_epoch: in
 
 
 def draw_reliability(figure: FigureBase, bins: Sequence[Mapping[str, float]], title: str) -> None:
-    """How often the network was right against how sure it was, and below, how often it was that sure."""
+    """How often the network was right against how sure it was, and below, how often it was that sure.
+
+    Bars of fewer than `FEW` images are pale: chance may have made them.
+    """
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     left = np.array([row["bin"] for row in bins]) / BINS
     sides = {"width": 0.92 / BINS, "align": "edge"}
-    above.bar(left, [row["accuracy"] for row in bins], color=BLUE, alpha=0.75, label="share right", **sides)
+    colours = [mpl.colors.to_rgba(BLUE, 0.75 if row["n"] >= FEW else 0.25) for row in bins]
+    above.bar(left, [row["accuracy"] for row in bins], color=colours, **sides)
     above.plot([0, 1], [0, 1], linestyle=":", color=mpl.rcParams["text.color"], label="perfect", linewidth=1)
     above.plot(
         [row["confidence"] for row in bins],
@@ -59,10 +64,12 @@ def draw_reliability(figure: FigureBase, bins: Sequence[Mapping[str, float]], ti
         "o",
         color=ORANGE,
         markersize=4,
-        label="mean of the bar",
+        label="mean of the bar's images",
+        clip_on=False,
     )
     above.set(xlim=(0, 1), ylim=(0, 1.05), ylabel="Share right", title=title)
-    above.legend(frameon=False, fontsize=9, loc="upper left")
+    # Bars may stand anywhere; no corner is free for sure.
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     below.bar(left, [row["n"] for row in bins], color=BLUE, alpha=0.75, **sides)
     # One bin holds nearly all of a good network's images; the others must not vanish.
     below.set_yscale("log")

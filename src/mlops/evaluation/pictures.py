@@ -79,7 +79,7 @@ def pictures_of(story: Mapping[str, Any], scores: Mapping[str, Any] | None) -> d
             [(partial(figures.draw_per_class, scores=scores), f"F1, and in brackets how many images.{some}")],
         ),
         "reliability": Picture(
-            figures.PANEL,
+            figures.TALL_PANEL,
             [
                 diagram("before", "Before scaling", f"As trained: calibration error {scores['ece_before']:.2%}"),
                 diagram(

@@ -116,7 +116,8 @@ def _page(
             (
                 "Calibration",
                 "<p>Of images that the network is 90 % sure of, is it right on 90 %? The nearer the bars end to the "
-                f"dotted line, the more its probabilities can be relied on.</p>{drawn['reliability']}",
+                "dotted line, the more its probabilities can be relied on. "
+                f"Pale bars stand for fewer than {figures.FEW} images.</p>{drawn['reliability']}",
             ),
         ]
     sections += [
