@@ -15,8 +15,9 @@ from mlops import targets
 from mlops.checkpoint import Checkpoint, read, rebuild
 from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
+from mlops.data.listing import SPLITS, Listing
 from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
-from mlops.data.sources import SPLITS, Listing, folder, gtsrb
+from mlops.data.sources import folder, gtsrb
 from mlops.data.tree import FolderTree, open_tree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.evaluate import predict_split
@@ -101,7 +102,7 @@ def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[
                     raise MlopsError("folder without images")
             else:
                 path.stat()
-                tree, inside = FolderTree(path.absolute().parent, only=path.name), [path.name]
+                tree, inside = FolderTree(path.absolute().parent, only=[path.name]), [path.name]
         except (OSError, MlopsError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
             yield str(path), Unreadable(reason)

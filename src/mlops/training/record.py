@@ -27,7 +27,7 @@ def describe_run(config: Config, data: Prepared, *, device: str, threads: int, p
             "std": manifest["std"],
             "resize": manifest["resize"],
             "filter": manifest["filter"],
-            "crop": None,
+            "crop": manifest.get("crop"),
         },
         "epoch_digests": [],
         "start": None,
