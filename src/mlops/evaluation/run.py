@@ -1,5 +1,6 @@
 """From a checkpoint and images to scores or predictions, with nothing else at hand."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
 from mlops.data.listing import SPLITS, Listing
 from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
-from mlops.data.sources import folder, gtsrb
-from mlops.data.tree import FolderTree, open_tree
+from mlops.data.sources import folder, read_tree
+from mlops.data.tree import FolderTree, Tree, open_tree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.evaluate import predict_split
 from mlops.evaluation.scores import score
 from mlops.image import EXTENSIONS, Pixels
-from mlops.progress import bar
+from mlops.progress import bar, console
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
     model = _model(checkpoint)
     if data is not None:
         tree = open_tree(data, "DATA")
-        signs = checkpoint.config.data.source == "gtsrb" and any(name.endswith("Train.csv") for name in tree.names)
-        logits, labels = _predict_listing(model, checkpoint, gtsrb(tree) if signs else folder(tree, None))
+        logits, labels = _predict_listing(model, checkpoint, _list(tree, checkpoint))
         return {"data": str(data), **score(logits, labels, checkpoint.classes)}
     prepared = _own_data(checkpoint, processed)
     batches = Batches(
@@ -61,7 +61,8 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
 def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction], list[tuple[str, str]]]:
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
-    model, statistics = _model(checkpoint), _statistics(checkpoint)
+    model = _model(checkpoint)
+    _warn_of_crop(checkpoint)
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
     names: list[str] = []
@@ -70,10 +71,7 @@ def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction]
     def flush() -> None:
         if not names:
             return
-        batches = Batches(
-            np.stack(pixels), np.zeros(len(names), dtype=np.int64), **statistics, device=torch.device("cpu")
-        )
-        logits, _ = predict_split(model, batches.evaluation())
+        logits = _predict(model, checkpoint, pixels)
         best, labels = logits.softmax(dim=1).max(dim=1)
         for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True):
             found.append(Prediction(name, checkpoint.classes[label], probability))
@@ -114,6 +112,29 @@ def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[
                 yield shown, result if isinstance(result, Unreadable) else result.pixels
 
 
+def _list(tree: Tree, checkpoint: Checkpoint) -> Listing:
+    """The images of `tree` in the layout the checkpoint was trained on where it has that table, else as folders."""
+    settings = checkpoint.config.data
+    table = {"gtsrb": "Train.csv", "csv": settings.csv}.get(settings.source)
+    if table and any(name == table or name.endswith(f"/{table}") for name in tree.names):
+        # An expression for groups and the list of classes belong to training; here every label may be named.
+        return read_tree(tree, dataclasses.replace(settings, classes=None, group=None, roi=_crops(checkpoint)))
+    _warn_of_crop(checkpoint)
+    return folder(tree, None)
+
+
+def _crops(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.metadata["input"].get("crop") == "roi")
+
+
+def _warn_of_crop(checkpoint: Checkpoint) -> None:
+    if _crops(checkpoint):
+        console.print(
+            "warning: this checkpoint was trained on the boxes of its pictures only (data.roi=true); "
+            "pictures without boxes should show the object alone, cut out as closely"
+        )
+
+
 def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing) -> tuple[Tensor, Tensor]:
     unknown = sorted(set(listing.classes) - set(checkpoint.classes))
     if unknown:
@@ -123,21 +144,38 @@ def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing)
         )
     names = [entry.path for entry in listing.entries]
     labels = [checkpoint.classes.index(listing.classes[entry.label]) for entry in listing.entries]
-    pixels, bad = [], []
-    with bar("reading", len(names)) as progress:
-        for name, result in zip(names, decode_all(listing.tree, names, _geometry(checkpoint), workers=0), strict=True):
+    boxes = [entry.box for entry in listing.entries]
+    decoded = decode_all(listing.tree, names, _geometry(checkpoint), workers=0, boxes=boxes)
+    pixels, logits, bad = list[Pixels](), list[Tensor](), list[str]()
+    with bar("scoring", len(names)) as progress:
+        for name, result in zip(names, decoded, strict=True):
             progress.advance(1)
             if isinstance(result, Unreadable):
                 bad.append(f"{listing.tree.label}/{name}: {result.reason}; mend or remove it")
             else:
                 pixels.append(result.pixels)
+            # A batch at a time, so that memory stays flat; after a bad one there will be no score.
+            if len(pixels) == EVALUATION_BATCH and not bad:
+                logits.append(_predict(model, checkpoint, pixels))
+                pixels.clear()
+            elif bad:
+                pixels.clear()
     if bad:
         # A score over fewer images than were asked for would look like the score that was asked for.
         raise MlopsError(bad)
+    if pixels:
+        logits.append(_predict(model, checkpoint, pixels))
+    return torch.cat(logits), torch.tensor(labels)
+
+
+def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Tensor:
     batches = Batches(
-        np.stack(pixels), np.array(labels, dtype=np.int64), **_statistics(checkpoint), device=torch.device("cpu")
+        np.stack(pixels),
+        np.zeros(len(pixels), dtype=np.int64),
+        **_statistics(checkpoint),
+        device=torch.device("cpu"),
     )
-    return predict_split(model, batches.evaluation())
+    return predict_split(model, batches.evaluation())[0]
 
 
 def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
