@@ -122,8 +122,11 @@ def _open(data: bytes, box: Sequence[int] | None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            # Asked before the pixels are loaded: TIFF turns itself then, and forgets.
+            orientation = 1 if box is None else image.getexif().get(ORIENTATION, 1)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image if box is None else _cut(image, box)))
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright if box is None else _cut(upright, box, orientation))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -136,18 +139,24 @@ def _open(data: bytes, box: Sequence[int] | None) -> Image.Image:
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _cut(image: Image.Image, box: Sequence[int]) -> Image.Image:
+def _cut(upright: Image.Image, box: Sequence[int], orientation: int) -> Image.Image:
+    """The part of `upright` that `box` names in the pixels as they were stored, before `orientation` was applied."""
     if len(box) != 4:
         raise ImageError("its box is not four whole numbers")
     left, top, right, bottom = box
-    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-        raise ImageError(
-            f"its box {left}, {top}, {right}, {bottom} is empty or leaves the {image.width} x {image.height} picture"
-        )
-    cut = image.crop((left, top, right, bottom))
-    # Some formats keep the orientation with the file, which the part no longer knows.
-    cut.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-    return cut
+    width, height = upright.size if orientation not in (5, 6, 7, 8) else upright.size[::-1]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ImageError(f"its box {left}, {top}, {right}, {bottom} is empty or leaves the {width} x {height} picture")
+    turned = {
+        2: (width - right, top, width - left, bottom),
+        3: (width - right, height - bottom, width - left, height - top),
+        4: (left, height - bottom, right, height - top),
+        5: (top, left, bottom, right),
+        6: (height - bottom, left, height - top, right),
+        7: (height - bottom, width - right, height - top, width - left),
+        8: (top, width - right, bottom, width - left),
+    }
+    return upright.crop(turned.get(orientation, (left, top, right, bottom)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
