@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,22 @@ Row = dict[str, str]
 def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the card of the prepared data in `folder`, from its manifest, index.csv and arrays."""
     with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    card = describe(rows, manifest)
+        card = describe(csv.DictReader(file), manifest)
     write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     write_text(folder / "card.html", render(card, _sheets(folder, manifest)))
 
 
-def describe(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def describe(rows: Iterable[Row], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The card as plain values, from the rows of index.csv and the manifest."""
-    width = np.array([int(row["width"]) for row in rows], dtype=np.int64)
-    height = np.array([int(row["height"]) for row in rows], dtype=np.int64)
+    widths, heights = array("l"), array("l")
+    groups = {split: Counter[str]() for split in SPLITS}
+    different = set()
+    for row in rows:
+        widths.append(int(row["width"]))
+        heights.append(int(row["height"]))
+        groups[row["split"]][row["group"]] += 1
+        different.add(row["sha256"])
+    width, height = np.asarray(widths), np.asarray(heights)
     return {
         "name": manifest["name"],
         "fingerprint": manifest["fingerprint"],
@@ -50,8 +57,8 @@ def describe(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, Any]
         "settings": {key: manifest[key] for key in ("image_size", "resize", "filter", "crop", "split")},
         "images": {split: sum(manifest["counts"][split].values()) for split in SPLITS},
         "counts": manifest["counts"],
-        "groups": {split: _groups([row["group"] for row in rows if row["split"] == split]) for split in SPLITS},
-        "copies": len(rows) - len({row["sha256"] for row in rows}),
+        "groups": {split: _groups(groups[split]) for split in SPLITS},
+        "copies": len(width) - len(different),
         "imbalance": _imbalance(manifest["counts"]["train"]),
         "width": _spread(width),
         "height": _spread(height),
@@ -213,8 +220,8 @@ def _settings(card: Mapping[str, Any]) -> str:
     return page.table(("", ""), rows)
 
 
-def _groups(names: Sequence[str]) -> dict[str, Any]:
-    sizes = list(Counter(names).values())
+def _groups(images: Counter[str]) -> dict[str, Any]:
+    sizes = list(images.values())
     return {"count": len(sizes), "median": float(np.median(sizes)), "largest": max(sizes)}
 
 

@@ -43,7 +43,7 @@ LAYOUT = 1
 FORGOTTEN = "none of it is used; remove the folder and prepare again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image of the index: an entry, its split and the SHA-256 of its bytes (empty when unreadable)."""
 
