@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Command
 from mlops import checkpoint
@@ -280,3 +281,54 @@ def test_evaluate_takes_gtsrb_in_its_own_layout(hydra_command: Command, mlops_co
     assert set(scores["per_class"]) == {"Speed limit", "Stop"}
     own = json.loads(mlops_command("evaluate", LATEST, "--json", "-").out)
     assert own["n"] == 3 * own["n_groups"]  # whole tracks
+
+
+def test_a_checkpoint_of_boxes_says_so_and_is_scored_on_boxes(
+    hydra_command: Command, mlops_command: Command, tmp_path: Path, workplace: Path
+):
+    rows = []
+    for class_id, colour in ((3, COLOURS["red"]), (14, COLOURS["blue"])):
+        for track in range(8):
+            # The ground has the other class's colour: without its box, a picture says the wrong thing.
+            name = f"Train/{class_id}/{class_id:05}_{track:05}_00000.png"
+            other = COLOURS["blue"] if class_id == 3 else COLOURS["red"]
+            whole = Image.open(io.BytesIO(png(track, (40, 40), other)))
+            whole.paste(Image.open(io.BytesIO(png(track + 1, (8, 8), colour))), (16, 16))
+            (tmp_path / "signs" / name).parent.mkdir(parents=True, exist_ok=True)
+            whole.save(tmp_path / "signs" / name)
+            rows.append(f"16,16,24,24,{class_id},{name}")
+    header = "Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
+    (tmp_path / "signs" / "Train.csv").write_text("\n".join([header, *rows]))
+    overrides = [setting for setting in QUICK if setting != "data=folder" and "epochs" not in setting]
+    settings = ["data=gtsrb", f"data.root={tmp_path}/signs", "data.roi=true", "training.epochs=8"]
+    done = hydra_command("train", *settings, *overrides)
+    assert done.code == 0, done.err
+    assert checkpoint.read_metadata(workplace / LATEST)["input"]["crop"] == "roi"
+    boxed = mlops_command("evaluate", LATEST, tmp_path / "signs", "--json", "-")
+    assert json.loads(boxed.out)["accuracy"] == 1.0
+    assert "warning" not in boxed.err
+    # As folders of whole pictures there are no boxes to cut by.
+    whole = mlops_command("evaluate", LATEST, tmp_path / "signs" / "Train", "--json", "-")
+    assert json.loads(whole.out)["accuracy"] < 0.5
+    picture = tmp_path / "signs" / rows[0].rsplit(",", 1)[1]
+    for said in (whole, mlops_command("predict", LATEST, picture)):
+        assert said.code == 0
+        (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+        assert "trained on the boxes of its pictures only (data.roi=true)" in line
+
+
+def test_evaluate_takes_a_table_of_labels(hydra_command: Command, mlops_command: Command, tmp_path: Path):
+    lines = []
+    for label, (name, colour) in enumerate(COLOURS.items()):
+        for number in range(10):
+            path = tmp_path / "set" / f"{name}{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png(100 * label + number, colour=colour))
+            lines.append(f"{path.name},{name}")
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    overrides = [setting for setting in QUICK if setting != "data=folder"]
+    assert hydra_command("train", "data=csv", f"data.root={tmp_path}/set", *overrides).code == 0
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(["path,label", *lines[:15]]))
+    scores = json.loads(mlops_command("evaluate", LATEST, tmp_path / "set", "--json", "-").out)
+    assert scores["n"] == 15
+    assert {name: row["n"] for name, row in scores["per_class"].items()} == {"blue": 10, "green": 5, "red": 0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlops.image import ImageError, decode
+from mlops.image import ImageError, decode, is_image, shrink
 
 
 def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -45,6 +45,49 @@ def test_exif_orientation_is_applied(orientation: int):
     exif[0x0112] = orientation
     stored = encode(Image.fromarray(np.ascontiguousarray(turn_back(upright))), exif=exif)
     np.testing.assert_array_equal(decode(stored, (8, 16)).pixels, upright)
+
+
+def test_a_box_is_cut_out_before_anything_else():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    decoded = decode(encode(Image.fromarray(pixels)), (4, 6), box=(2, 3, 8, 7))
+    np.testing.assert_array_equal(decoded.pixels, pixels[3:7, 2:8])
+    assert (decoded.width, decoded.height) == (6, 4)
+    whole = decode(encode(Image.fromarray(pixels)), (9, 12), box=(0, 0, 12, 9))
+    np.testing.assert_array_equal(whole.pixels, pixels)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_counts_stored_pixels_and_what_it_cuts_out_is_oriented(orientation: int, format_: str):
+    stored = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    boxed = encode(Image.fromarray(stored), format_, exif=exif)
+    alone = encode(Image.fromarray(np.ascontiguousarray(stored[3:7, 2:8])), format_, exif=exif)
+    expected = decode(alone, (5, 5))
+    found = decode(boxed, (5, 5), box=(2, 3, 8, 7))
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert (found.width, found.height) == (expected.width, expected.height)
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 13, 9), (0, 0, 12, 10), (-1, 0, 5, 5), (5, 5, 5, 7), (7, 5, 5, 7), (0, 0, 10**9, 10**9), (), (1, 2)]
+)
+def test_a_box_that_is_none_or_leaves_the_picture_is_its_reason_not_to_be_read(box: tuple[int, ...]):
+    with pytest.raises(ImageError, match=r"its box .*(leaves the 12 x 9 picture|is not four whole numbers)"):
+        decode(encode(Image.new("RGB", (12, 9))), (4, 4), box=box)
+
+
+def test_what_begins_like_an_image_is_told_from_what_does_not():
+    assert is_image(encode(Image.new("RGB", (4, 4))))
+    assert not is_image(b"")
+    assert not is_image(b"<html>404</html>")
+
+
+def test_a_shrunken_image_keeps_its_aspect_and_a_small_one_stays_as_it_is():
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 50, 3), dtype=np.uint8)
+    assert shrink(pixels, 20).shape == (20, 10, 3)
+    np.testing.assert_array_equal(shrink(pixels, 200), pixels)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (256, 1), (32768, 128), (65535, 255)])

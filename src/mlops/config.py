@@ -21,6 +21,23 @@ from mlops.targets import Target
 # The parameters of a `_target_` that the pipeline fills in.
 PROVIDED = {"model": ("num_classes", "image_size"), "training.optimizer": ("params",)}
 
+# Data sets of torchvision that `data.dataset` may name; `mlops.data.downloads` knows the layout of each.
+DATASETS = (
+    "CIFAR10",
+    "CIFAR100",
+    "DTD",
+    "EuroSAT",
+    "FashionMNIST",
+    "Flowers102",
+    "Food101",
+    "GTSRB",
+    "KMNIST",
+    "MNIST",
+    "OxfordIIITPet",
+    "STL10",
+    "SVHN",
+)
+
 Monitor = Literal[
     "val_Accuracy",
     "val_Precision",
@@ -68,13 +85,23 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: Literal["digits", "gtsrb", "folder"] = setting("digits", "how the images are laid out")
+    source: Literal["digits", "folder", "csv", "gtsrb", "torchvision"] = setting(
+        "digits", "how the images are laid out"
+    )
     name: str | None = setting(None, "name of the prepared data; the file name of data.root when null")
     root: str | None = setting(None, "folder, .tar or .zip that holds the images")
+    csv: str = setting("labels.csv", "source csv: the table in data.root, with columns path, label, split, group")
+    classes: list[str] | None = setting(None, "source csv: the classes in their order; any other label is refused")
+    dataset: str | None = setting(None, f"source torchvision: {', '.join(DATASETS)}")
+    downloads: str = setting("data/downloads", "source torchvision: where the data sets are kept")
     image_size: int = setting(32, "height and width of the prepared images, pixels", minimum=4, maximum=2048)
     resize: image.Resize = setting("squash", "squash ignores the aspect ratio, pad keeps it with black borders")
     filter: image.Filter = setting("bilinear", "resampling filter, antialiased")
     group: str | None = setting(None, "regular expression on the file name; images that match alike stay in one split")
+    roi: bool = setting(False, "use the box Roi.X1 ... Roi.Y2 of each picture only; sources gtsrb and csv")
+    duplicates: Literal["refuse", "drop"] = setting(
+        "refuse", "pictures that stand in two splits of the source or in two classes, byte for byte"
+    )
     limit: int | None = setting(None, "take about this many images: a class-balanced subset of groups", minimum=1)
     max_bad: float = setting(0.001, "share of unreadable images that may be skipped", minimum=0, maximum=1)
     workers: int = setting(0, "processes that decode; 0 is one for each core", minimum=0, maximum=256)
@@ -299,8 +326,9 @@ def _check_together(config: Config) -> Iterator[str]:
     data, split = config.data, config.data.split
     if split.val + split.test >= 1:
         yield f"data.split.val={split.val:g} and data.split.test={split.test:g}: together must leave images to train on"
-    if data.source != "digits" and not data.root:
+    if data.source in ("folder", "csv", "gtsrb") and not data.root:
         yield f"data.root=null: data.source={data.source} needs a folder, .tar or .zip of images; set data.root=PATH"
+    yield from _check_source(data)
     if data.group is not None:
         try:
             re.compile(data.group)
@@ -323,6 +351,24 @@ def _check_together(config: Config) -> Iterator[str]:
             f"training.freeze_epochs={training.freeze_epochs}: model.weights=null leaves nothing worth keeping; set "
             "model.weights, or training.freeze_epochs=0"
         )
+
+
+def _check_source(data: DataConfig) -> Iterator[str]:
+    if data.source == "torchvision" and data.dataset is None:
+        yield f"data.dataset=null: data.source=torchvision needs one of {', '.join(DATASETS)}"
+    if data.dataset is not None and data.dataset not in DATASETS:
+        by_lower = {name.lower(): name for name in DATASETS}
+        close = difflib.get_close_matches(data.dataset.lower(), by_lower, n=1)
+        hint = f"did you mean {by_lower[close[0]]}? " if close else ""
+        yield f"data.dataset={shown(data.dataset)}: no such data set; {hint}Choices: {', '.join(DATASETS)}"
+    if data.roi and data.source not in ("gtsrb", "csv"):
+        yield f"data.roi=true: data.source={data.source} has no boxes; only gtsrb and csv have"
+    if data.classes is not None:
+        if data.source != "csv":
+            yield f"data.classes={shown(data.classes)}: data.source={data.source} takes its classes from its files"
+        repeated = sorted({name for name in data.classes if data.classes.count(name) > 1})
+        if repeated or len(data.classes) < 2 or not all(name == name.strip() != "" for name in data.classes):
+            yield f"data.classes={shown(data.classes)}: must be two or more names, each once"
 
 
 def _construct(kind: type, raw: Mapping[str, Any]) -> Any:
@@ -348,6 +394,8 @@ def words(annotation: Any) -> str:
         return "|".join(map(str, typing.get_args(annotation)))
     if annotation == Target:
         return "mapping"
+    if typing.get_origin(annotation) is list:
+        return f"list of {words(typing.get_args(annotation)[0])}"
     if typing.get_args(annotation):
         return " or ".join(words(argument) for argument in typing.get_args(annotation))
     return {type(None): "null"}.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -8,10 +8,14 @@ What each kind of file becomes:
 - CMYK, YCbCr and palettes become RGB; grey is repeated on the three channels.
 - Transparent pixels are laid over white.
 - Of an animation, the first frame.
+
+A box (left, top, right, bottom; right and bottom exclusive) counts the pixels as they are stored, before orientation:
+tools that draw boxes look at the array. What it cuts out is then oriented and resized like a whole picture.
 """
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +28,7 @@ VERSION = 1
 # Everything else is refused before its decoder runs: less code sees untrusted bytes.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ORIENTATION = 0x0112
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 
@@ -45,22 +50,29 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image at the asked size, and the width and height it had (after orientation)."""
+    """One image at the asked size, and the width and height of what was resized: the picture, oriented, or its box."""
 
     pixels: Pixels
     width: int
     height: int
 
 
-def decode(data: bytes, size: tuple[int, int], resize: Resize = "squash", filter_: Filter = "bilinear") -> Decoded:
+def decode(
+    data: bytes,
+    size: tuple[int, int],
+    resize: Resize = "squash",
+    filter_: Filter = "bilinear",
+    box: Sequence[int] | None = None,
+) -> Decoded:
     """Decode `data` to uint8 `[height, width, 3]` for `size = (height, width)`.
 
-    `squash` ignores the aspect ratio; `pad` keeps it and fills with black. Filters are antialiased.
+    `squash` ignores the aspect ratio; `pad` keeps it and fills with black. Filters are antialiased. Of a picture with
+    a `box`, only that part is used.
 
     Raises:
         ImageError: with the reason.
     """
-    image = _open(data)
+    image = _open(data, box)
     height, width = size
     resample = _FILTERS[filter_]
     if resize == "pad":
@@ -75,6 +87,22 @@ def decode(data: bytes, size: tuple[int, int], resize: Resize = "squash", filter
     return Decoded(np.asarray(resized, dtype=np.uint8), image.width, image.height)
 
 
+def is_image(data: bytes) -> bool:
+    """Whether `data` begins like an image that `decode` knows; its pixels may still be damaged."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS):
+            return True
+    except Exception:  # Pillow's plugins raise nearly anything on damaged bytes
+        return False
+
+
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """uint8 `[H, W, 3]` no larger than `side`, for pages that show many images; a smaller one stays as it is."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    return np.asarray(image, dtype=np.uint8)
+
+
 def png(pixels: Pixels) -> bytes:
     """uint8 `[H, W, 3]` as a PNG file, for pages that show images."""
     buffer = io.BytesIO()
@@ -82,7 +110,7 @@ def png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, box: Sequence[int] | None) -> Image.Image:
     if not data:
         raise ImageError("empty file")
     if len(data) > MAX_BYTES:
@@ -94,8 +122,11 @@ def _open(data: bytes) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            # Asked before the pixels are loaded: TIFF turns itself then, and forgets.
+            orientation = 1 if box is None else image.getexif().get(ORIENTATION, 1)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright if box is None else _cut(upright, box, orientation))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -106,6 +137,26 @@ def _open(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _cut(upright: Image.Image, box: Sequence[int], orientation: int) -> Image.Image:
+    """The part of `upright` that `box` names in the pixels as they were stored, before `orientation` was applied."""
+    if len(box) != 4:
+        raise ImageError("its box is not four whole numbers")
+    left, top, right, bottom = box
+    width, height = upright.size if orientation not in (5, 6, 7, 8) else upright.size[::-1]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ImageError(f"its box {left}, {top}, {right}, {bottom} is empty or leaves the {width} x {height} picture")
+    turned = {
+        2: (width - right, top, width - left, bottom),
+        3: (width - right, height - bottom, width - left, height - top),
+        4: (left, height - bottom, right, height - top),
+        5: (top, left, bottom, right),
+        6: (height - bottom, left, height - top, right),
+        7: (height - bottom, width - right, height - top, width - left),
+        8: (top, width - right, bottom, width - left),
+    }
+    return upright.crop(turned.get(orientation, (left, top, right, bottom)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INK = "#01fe02"
 PICTURE_INK = "#1c2430"
 BLUE, ORANGE = "#3b82f6", "#f08c2e"
+PALETTE = (BLUE, ORANGE, "#12a594")
 # A figure's text of 10 points is then 8.7 pixels high.
 _SMALLEST = 0.65
 
@@ -56,6 +57,9 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem; image-rendering: pixelated;
   background: var(--line); display: block; margin-bottom: .3rem; }
+.sheet { grid-template-columns: repeat(auto-fill, minmax(min(11rem, 46%), 1fr)); } .sheet img { image-rendering: auto; }
+.bar { display: flex; height: .75rem; width: 100%; min-width: 5rem; margin-top: .4rem; } .bar i { display: block; }
+th i { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem; margin-right: .3rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; overflow-x: auto;
   font: .84rem/1.45 ui-monospace, "SF Mono", Consolas, monospace; }
 details { margin-top: .8rem; } details > summary { cursor: pointer; color: var(--accent); }
@@ -111,14 +115,42 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def pictures(items: Iterable[tuple[Pixels, Sequence[str]]]) -> str:
-    """Images uint8 `[H, W, 3]`, each with lines of text below it, the first in bold."""
+def bars(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[int]]]) -> str:
+    """A table of counts, and of each row's counts one bar; `columns` are the heading of the names and of each count.
+
+    The browser draws the bars, so that a thousand rows stay a table of text and a phone shows them as well.
+    """
+    rows = list(rows)
+    longest = max((sum(counts) for _, counts in rows), default=0) or 1
+    marks = "".join(
+        f'<th class="n"><i style="background:{colour}"></i>{text(name)}</th>'
+        for name, colour in zip(columns[1:], PALETTE, strict=False)
+    )
+    body = "".join(f"<tr><td>{text(name)}</td>{_counts(counts, longest)}</tr>" for name, counts in rows)
+    head = f"<thead><tr><th>{text(columns[0])}</th>{marks}<th></th></tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _counts(counts: Sequence[int], longest: int) -> str:
+    numbers = "".join(f'<td class="n">{count:,}</td>' for count in counts)
+    parts = "".join(
+        f'<i style="width:{100 * count / longest:.2f}%;background:{colour}"></i>'
+        for count, colour in zip(counts, PALETTE, strict=False)
+    )
+    return f'{numbers}<td style="width:45%"><div class="bar">{parts}</div></td>'
+
+
+def pictures(items: Iterable[tuple[Pixels, Sequence[str]]], kind: str = "") -> str:
+    """Images uint8 `[H, W, 3]`, each with lines of text below it, the first in bold.
+
+    `kind="sheet"`: each shows many small ones.
+    """
     cells = "".join(
         f'<div><img alt="{text(lines[0])}" src="data:image/png;base64,{base64.b64encode(png(pixels)).decode()}">'
         f"<b>{text(lines[0])}</b><br>{'<br>'.join(text(line) for line in lines[1:])}</div>"
         for pixels, lines in items
     )
-    return f'<div class="pictures">{cells}</div>'
+    return f'<div class="pictures {text(kind)}">{cells}</div>'
 
 
 def block(lines: str) -> str:

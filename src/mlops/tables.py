@@ -47,7 +47,8 @@ def show_prepared(prepared: "Prepared") -> None:
     """Where the prepared data is and what it holds."""
     manifest: Mapping[str, Any] = prepared.manifest
     counts = manifest["counts"]
-    skipped = manifest["skipped"]
+    skipped, dropped = manifest["skipped"], manifest.get("dropped")
+    card = prepared.folder / "card.html"
     pairs(
         "Prepared data",
         [
@@ -56,6 +57,9 @@ def show_prepared(prepared: "Prepared") -> None:
             *((split, f"{sum(counts[split].values()):,} images") for split in counts),
             ("image size", f"{manifest['image_size']} x {manifest['image_size']}"),
             ("skipped", f"{len(skipped)} unreadable" if skipped else "none"),
+            *([("dropped", f"{len(dropped)} copies")] if dropped else []),
+            # Folders of an earlier version have no card.
+            *([("card", card)] if card.exists() else []),
         ],
     )
 

@@ -13,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlops.config import DataConfig, SplitConfig
+from mlops.data import arrays
 from mlops.data import prepare as preparing
 from mlops.data.prepare import build_index, open_prepared, prepare
 from mlops.errors import MlopsError
 from mlops.image import decode
+
+# The real photographs, where somebody has them: GTSRB as a folder, .tar or .zip.
+TRACKS = os.environ.get("MLOPS_TEST_GTSRB", "")
 
 
 def config(root: Path, **changes: object) -> DataConfig:
@@ -29,6 +34,8 @@ def test_the_prepared_folder_holds_what_the_contract_says(pictures: Path, tmp_pa
     prepared = prepare(build_index(config(pictures)), tmp_path / "processed")
     assert prepared.folder.name == f"pictures-{prepared.fingerprint}"
     assert sorted(path.name for path in prepared.folder.iterdir()) == [
+        "card.html",
+        "card.json",
         "index.csv",
         "manifest.json",
         *(f"{split}.{what}.npy" for split in ("test", "train", "val") for what in ("images", "labels")),
@@ -45,6 +52,8 @@ def test_the_prepared_folder_holds_what_the_contract_says(pictures: Path, tmp_pa
             assert row["sha256"] == hashlib.sha256(data).hexdigest()
             assert (row["width"], row["height"], int(row["label"])) == ("12", "10", label)
             np.testing.assert_array_equal(image, decode(data, (8, 8)).pixels)
+        assert prepared.paths(split) == [row["path"] for row in own]
+        assert prepared.groups(split) == [row["group"] for row in own]
     manifest = json.loads((prepared.folder / "manifest.json").read_text())
     assert manifest["classes"] == ["blue", "green", "red"]
     assert manifest["counts"]["val"] == {"blue": 4, "green": 4, "red": 4}
@@ -86,6 +95,98 @@ def test_what_does_not_change_the_arrays_gives_the_same_folder(pictures: Path, t
     moved = tmp_path / "elsewhere"
     pictures.rename(moved)
     assert build_index(config(moved, workers=2, max_bad=0.5, name="other")).fingerprint == base
+
+
+def test_the_digits_keep_the_fingerprint_that_checkpoints_name():
+    # Prepared data and checkpoints of before there were boxes and copies must be found again.
+    config = DataConfig(image_size=16, split=SplitConfig(0.1, 0.2))
+    assert build_index(config).fingerprint == "c7099d786cbf9bba"
+
+
+@pytest.mark.skipif(not TRACKS, reason="MLOPS_TEST_GTSRB does not say where the 13,070 photographs are")
+def test_the_real_signs_keep_theirs():
+    assert build_index(DataConfig(source="gtsrb", root=TRACKS)).fingerprint == "52f0a444aa4d49c1"
+
+
+def test_copies_stay_on_one_side_whatever_their_group(pictures: Path, tmp_path: Path):
+    for number in range(20):
+        # In another folder of the same class and under another name.
+        (pictures / "blue" / "again").mkdir(exist_ok=True)
+        copy = pictures / "blue" / "again" / f"copy{number}.png"
+        copy.write_bytes((pictures / "blue" / f"{number:02}.png").read_bytes())
+    index = build_index(config(pictures))
+    sides: dict[str, set[str]] = {}
+    for item in index.items:
+        sides.setdefault(item.sha256, set()).add(item.split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert {item.split for item in index.items if "copy" in item.entry.path} == {"train", "val", "test"}
+    assert index.dropped == []
+
+
+def test_dropped_copies_are_listed_and_their_reason_kept(pictures: Path, tmp_path: Path):
+    image = (pictures / "blue" / "00.png").read_bytes()
+    (pictures / "red" / "99.png").write_bytes(image)
+    with pytest.raises(MlopsError, match=r"blue/00\.png \(blue\) = red/99\.png \(red\)"):
+        build_index(config(pictures))
+    prepared = prepare(build_index(config(pictures, duplicates="drop")), tmp_path / "processed")
+    assert prepared.manifest["dropped"] == [
+        {"path": "blue/00.png", "reason": "the same picture as red/99.png (red)"},
+        {"path": "red/99.png", "reason": "the same picture as blue/00.png (blue)"},
+    ]
+    assert sum(len(prepared.labels(split)) for split in ("train", "val", "test")) == 59
+
+
+def signs(root: Path, boxes: bool = True) -> DataConfig:
+    """GTSRB in its layout: 2 classes of 6 tracks of 2 frames, white signs on coloured ground."""
+    rows = ["Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path" if boxes else "ClassId,Path"]
+    for number, (c, t, f) in enumerate((c, t, f) for c in range(2) for t in range(6) for f in range(2)):
+        pixels = np.zeros((30, 20, 3), dtype=np.uint8)
+        pixels[..., c] = 10 + number
+        pixels[5:25, 4:16] = 255
+        path = root / f"Train/{c}/{c:05}_{t:05}_{f:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        rows.append(f"{'4,5,16,25,' if boxes else ''}{c},{path.relative_to(root)}")
+    (root / "Train.csv").write_text("\n".join(rows))
+    return DataConfig(source="gtsrb", root=str(root), image_size=8, split=SplitConfig(0.2, 0.2))
+
+
+def test_the_region_of_interest_is_all_that_is_left_and_is_part_of_the_fingerprint(tmp_path: Path):
+    settings = signs(tmp_path / "signs")
+    whole = prepare(build_index(settings), tmp_path / "processed")
+    cut = prepare(build_index(replace(settings, roi=True, workers=2)), tmp_path / "processed")
+    assert (whole.manifest["crop"], cut.manifest["crop"]) == (None, "roi")
+    assert whole.fingerprint != cut.fingerprint
+    assert (cut.images("train") == 255).all()
+    assert not (whole.images("train") == 255).all()
+    with (cut.folder / "index.csv").open(newline="") as file:
+        assert {(row["width"], row["height"]) for row in csv.DictReader(file)} == {("12", "20")}
+    table = (tmp_path / "signs" / "Train.csv").read_text()
+    (tmp_path / "signs" / "Train.csv").write_text(table.replace("4,5,16,25,", "4,5,15,25,", 1))
+    assert build_index(replace(settings, roi=True)).fingerprint != cut.fingerprint
+    assert build_index(settings).fingerprint == whole.fingerprint
+
+
+def test_a_box_outside_the_picture_or_none_is_skipped_like_an_unreadable_image(tmp_path: Path):
+    settings = replace(signs(tmp_path / "signs"), roi=True)
+    table = (tmp_path / "signs" / "Train.csv").read_text()
+    table = table.replace("4,5,16,25,", "4,5,99,25,", 1).replace("4,5,16,25,", "4,5,x,25,", 1)
+    (tmp_path / "signs" / "Train.csv").write_text(table)
+    with pytest.raises(MlopsError) as caught:
+        prepare(build_index(settings), tmp_path / "processed")
+    assert "2 unreadable images" in str(caught.value)
+    assert "(its box 4, 5, 99, 25 is empty or leaves the 20 x 30 picture)" in str(caught.value)
+    assert "(its box is not four whole numbers)" in str(caught.value)
+    prepared = prepare(build_index(replace(settings, max_bad=0.1)), tmp_path / "processed")
+    assert len(prepared.manifest["skipped"]) == 2
+
+
+def test_statistics_of_large_images_are_exact_and_need_little_memory(monkeypatch: pytest.MonkeyPatch):
+    images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+    monkeypatch.setattr(arrays, "PART_BYTES", 1)
+    mean, std = arrays.channel_statistics(images)
+    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(std, (images / 255).std(axis=(0, 1, 2)))
 
 
 def test_unreadable_images_are_listed_with_their_reason_and_skipped_up_to_the_limit(pictures: Path, tmp_path: Path):

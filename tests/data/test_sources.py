@@ -63,6 +63,16 @@ def test_gtsrb_uses_the_official_test_set_where_it_is():
     assert listing.entries[0] == Entry("Test/00000.png", 0, "Test/00000.png", "test")
 
 
+def test_gtsrb_gives_the_boxes_of_both_tables_where_they_are_asked_for():
+    train = "Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path\n" + "".join(f"1,2,3,4,{n.split('/')[1]},{n}\n" for n in NAMES)
+    test = "Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path\n5,6,7,8,2,Test/00000.png\n"
+    images = tree(*NAMES, "Test/00000.png", Train=train, Test=test)
+    assert [entry.box for entry in gtsrb(images, roi=True).entries] == [(5, 6, 7, 8), *[(1, 2, 3, 4)] * 6]
+    assert {entry.box for entry in gtsrb(images).entries} == {None}
+    with pytest.raises(MlopsError, match=r"Train\.csv has no column Roi\.X1"):
+        gtsrb(tree(*NAMES, Train=rows(NAMES)), roi=True)
+
+
 def test_gtsrb_is_found_in_the_folder_it_was_packed_with():
     packed = MemoryTree("images", {f"gtsrb/{n}": b"" for n in NAMES} | {"gtsrb/Train.csv": rows(NAMES).encode()})
     assert gtsrb(packed).entries[0].path == "gtsrb/Train/10/00010_00000_00000.png"

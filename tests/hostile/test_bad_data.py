@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +23,48 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
+def own(name: str) -> bytes:
+    """A picture that no other name has."""
+    return png(zlib.crc32(name.encode()))
+
+
 def classes(root: Path, **counts: int) -> Path:
-    return write(root, {f"{name}/{n}.png": png(n) for name, count in counts.items() for n in range(count)})
+    return write(root, {f"{name}/{n}.png": own(f"{name}/{n}") for name, count in counts.items() for n in range(count)})
 
 
 def signs(root: Path, *rows: str, header: str = "ClassId,Path") -> Path:
     lines = [header, *(f"{name.split('/')[1]},{name}" for name in TRACKS), *rows]
     return write(root, {"Train.csv": "\n".join(lines).encode()} | {name: png() for name in TRACKS})
+
+
+def table(*rows: str, header: str = "path,label", **more: bytes) -> Callable[[Path], Path]:
+    """labels.csv with `rows` after enough good ones, and the images that it names."""
+    names = [f"{label}{n}.png" for label in "ab" for n in range(9)]
+
+    def make(root: Path) -> Path:
+        text = "\n".join([header, *(f"{name},{name[0]}" for name in names), *rows])
+        return write(root, {"labels.csv": text.encode()} | {name: png(n) for n, name in enumerate(names)} | more)
+
+    return make
+
+
+def boxed(box: str) -> Callable[[Path], Path]:
+    """GTSRB whose first box is `box`; the pictures are 12 x 10."""
+
+    def make(root: Path) -> Path:
+        lines = ["Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"]
+        lines += [f"{'1,1,9,9' if n else box},{name.split('/')[1]},{name}" for n, name in enumerate(TRACKS)]
+        files = {name: png(n) for n, name in enumerate(TRACKS)}
+        return write(root, {"Train.csv": "\n".join(lines).encode()} | files)
+
+    return make
+
+
+def copies(root: Path) -> Path:
+    pictures = {
+        f"{split}/{c}/{n}.png": own(f"{split}/{c}/{n}") for split in ("train", "test") for c in "ab" for n in range(9)
+    }
+    return write(root, pictures | {"train/a/x.png": png(1), "test/a/y.png": png(1)})
 
 
 def missing(root: Path) -> Path:
@@ -99,6 +135,25 @@ def with_file(name: str, data: bytes) -> Callable[[Path], Path]:
             "Train.csv line 18: the path '/etc/passwd' leaves its root",
         ),
         ("gtsrb", linked, "00000_00009_00000.png: is a link that leaves the folder"),
+        ("gtsrb roi", boxed("1,1,13,9"), "(its box 1, 1, 13, 9 is empty or leaves the 12 x 10 picture)"),
+        ("gtsrb roi", boxed("9,1,1,9"), "(its box 9, 1, 1, 9 is empty or leaves"),
+        ("gtsrb roi", boxed("1,1,x,9"), "(its box is not four whole numbers)"),
+        ("gtsrb roi", boxed("1,1,1e9,9"), "(its box is not four whole numbers)"),
+        ("gtsrb roi", boxed(f"1,1,{'9' * 5000},9"), "(its box is not four whole numbers)"),
+        ("gtsrb roi", signs, "{root}: Train.csv has no column Roi.X1"),
+        ("folder roi", lambda root: classes(root, a=9, b=9), "data.roi=true: data.source=folder has no boxes"),
+        ("csv", missing, "no such folder or archive"),
+        ("csv", lambda root: classes(root, a=9, b=9), "{root}: holds no labels.csv; data.source=csv needs it"),
+        ("csv", table(header="file,label"), "{root}: labels.csv has no column path; it needs path, label"),
+        ("csv", table("../../etc/passwd,a"), "labels.csv line 20: the path '../../etc/passwd' leaves its root"),
+        ("csv", table("/etc/passwd,a"), "labels.csv line 20: the path '/etc/passwd' leaves its root"),
+        ("csv", table("none.png,a"), "labels.csv line 20: path=none.png: is not there"),
+        ("csv", table("a1.png,a"), "line 20: path=a1.png: is named before, in labels.csv line 3"),
+        ("csv [a,b]", table("x.png,B", **{"x.png": png(99)}), "line 20: label=B: is not in data.classes; it has a, b"),
+        ("csv", table("x.png,", **{"x.png": png(99)}), "labels.csv line 20: label: is empty"),
+        ("csv", table("x.png,b", **{"x.png": png(0)}), "a0.png (a) = x.png (b); mend the source, or set data.dupl"),
+        ("csv", table("\0,a"), "labels.csv"),
+        ("folder", copies, "test/a/y.png (test, a) = train/a/x.png (train, a)"),
     ],
 )
 @pytest.mark.parametrize("command", ["preprocess", "train"])
@@ -115,7 +170,9 @@ def test_bad_data_is_one_line_and_exit_code_2(
     root.mkdir()
     path = make(root)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    done = hydra_command(command, f"data={source}", f"data.root={path}", "data.image_size=8", "tracking=off")
+    source, *options = source.split()
+    settings = ["data.roi=true" if option == "roi" else f"data.classes={option}" for option in options]
+    done = hydra_command(command, f"data={source}", f"data.root={path}", "data.image_size=8", "tracking=off", *settings)
     assert done.code == 2, done
     (line,) = done.errors
     assert problem.format(root=root) in line
@@ -123,6 +180,21 @@ def test_bad_data_is_one_line_and_exit_code_2(
     assert {p: p.read_bytes() for p in before} == before
     assert not list(workplace.rglob("*.npy"))
     assert not list(workplace.rglob("*.tmp"))
+
+
+def test_every_row_that_is_wrong_is_named_at_once(tmp_path: Path, workplace: Path, hydra_command: Command):
+    (tmp_path / "images").mkdir()
+    root = table("none.png,a", "a1.png,b", "../x.png,a")(tmp_path / "images")
+    done = hydra_command("preprocess", "data=csv", f"data.root={root}", "data.classes=[a,b,c]")
+    assert done.code == 2
+    assert [line.split(": ", 2)[1] for line in done.errors] == [f"labels.csv line {n}" for n in (20, 21, 22)]
+
+
+def test_an_unknown_data_set_is_named_with_its_near_match(workplace: Path, hydra_command: Command):
+    done = hydra_command("train", "data=torchvision", "data.dataset=CIFAR_10")
+    assert done.code == 2
+    assert done.errors[0].startswith("data.dataset=CIFAR_10: no such data set; did you mean CIFAR10? Choices: ")
+    assert list(workplace.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["x\n\x1b[31m", "[red]", "${oc.env:HOME}", "a=b", "$a_b_c$"])

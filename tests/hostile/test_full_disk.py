@@ -38,6 +38,22 @@ def test_preparing_on_a_full_disk_is_one_line_and_leaves_nothing(
     assert not [path for path in small_disk.iterdir() if path.name.endswith(".tmp") or path.name.startswith("pictures")]
 
 
+def test_a_card_that_does_not_fit_leaves_nothing_half_done(small_disk: Path, pictures: Path, hydra_command: Command):
+    settings = ["preprocess", "data=folder", f"data.root={pictures}", "data.image_size=8"]
+    assert hydra_command(*settings, f"paths.processed={small_disk.parent}/roomy").code == 0
+    (whole,) = (small_disk.parent / "roomy").glob("pictures-*")
+    pages = [-(-path.stat().st_size // 4096) for path in whole.iterdir()]
+    # Room for all of it but the last page of the card, which is written last.
+    (small_disk / "filler").write_bytes(b"\0" * ((512 - sum(pages) + 1) * 4096))
+    done = hydra_command(*settings, f"paths.processed={small_disk}")
+    assert done.code == 2, done.err
+    (line,) = done.errors
+    assert "card.html: cannot be written: No space left on device; free some space" in line
+    assert not [path for path in small_disk.iterdir() if path.name.endswith(".tmp") or path.name.startswith("pictures")]
+    (small_disk / "filler").unlink()
+    assert hydra_command(*settings, f"paths.processed={small_disk}").code == 0
+
+
 def test_a_checkpoint_that_does_not_fit_keeps_the_old_one(
     small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command
 ):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import repeat
 
 from mlops.data.tree import Tree
 from mlops.errors import MlopsError, one_line
@@ -44,33 +45,46 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def decode_one(tree: Tree, name: str, geometry: Geometry) -> Decoded | Unreadable:
-    """One image of the tree, or why not."""
+# A name in the tree and, where only a part of the picture is wanted, its box.
+Work = tuple[str, Sequence[int] | None]
+
+
+def decode_one(tree: Tree, name: str, geometry: Geometry, box: Sequence[int] | None = None) -> Decoded | Unreadable:
+    """One image of the tree, or the part of it in `box`, or why not."""
     try:
-        return decode(tree.read(name), (geometry.height, geometry.width), geometry.resize, geometry.filter)
+        return decode(tree.read(name), (geometry.height, geometry.width), geometry.resize, geometry.filter, box)
     except ImageError as error:
         return Unreadable(str(error))
     except OSError as error:
         return Unreadable(error.strerror or one_line(error))
 
 
-def decode_all(tree: Tree, names: Sequence[str], geometry: Geometry, workers: int) -> Iterator[Decoded | Unreadable]:
+def decode_all(
+    tree: Tree,
+    names: Sequence[str],
+    geometry: Geometry,
+    workers: int,
+    boxes: Sequence[Sequence[int] | None] | None = None,
+) -> Iterator[Decoded | Unreadable]:
     """Decode `names` in order with `workers` processes; 0 is one for each core, where the work is long enough.
+
+    `boxes` holds the box of each name, or None for the whole picture; left out, all are whole.
 
     Raises:
         MlopsError: a process died, most likely for want of memory.
     """
+    work: list[Work] = list(zip(names, boxes or repeat(None), strict=False))
     if workers == 0:
         # How long the work is, the first images tell: thousands of icons may be less than a hundred photographs.
-        started, first = time.monotonic(), names[:CHUNK]
-        for name in first:
-            yield decode_one(tree, name, geometry)
-        names = names[CHUNK:]
-        seconds = (time.monotonic() - started) / max(len(first), 1) * len(names)
+        started, first = time.monotonic(), work[:CHUNK]
+        for name, box in first:
+            yield decode_one(tree, name, geometry, box)
+        work = work[CHUNK:]
+        seconds = (time.monotonic() - started) / max(len(first), 1) * len(work)
         workers = cores() if seconds > SECONDS_WORTH_PROCESSES else 1
     if workers == 1:
-        for name in names:
-            yield decode_one(tree, name, geometry)
+        for name, box in work:
+            yield decode_one(tree, name, geometry, box)
         return
     workers = min(workers, MOST_PROCESSES)
     # Spawned, not forked: the parent may hold threads of torch. `decode_one` needs neither torch nor Hydra.
@@ -78,8 +92,8 @@ def decode_all(tree: Tree, names: Sequence[str], geometry: Geometry, workers: in
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(tree, geometry))
     waiting: deque[Future[list[Decoded | Unreadable]]] = deque()
     try:
-        for start in range(0, len(names), CHUNK):
-            waiting.append(pool.submit(_decode_chunk, names[start : start + CHUNK]))
+        for start in range(0, len(work), CHUNK):
+            waiting.append(pool.submit(_decode_chunk, work[start : start + CHUNK]))
             # A few chunks ahead keep every process busy; all of them would hold the whole data set in memory.
             if len(waiting) > 4 * workers:
                 yield from waiting.popleft().result()
@@ -110,5 +124,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _decode_chunk(names: Sequence[str]) -> list[Decoded | Unreadable]:
-    return [decode_one(_worker[0], name, _worker[1]) for name in names]
+def _decode_chunk(work: Sequence[Work]) -> list[Decoded | Unreadable]:
+    return [decode_one(_worker[0], name, _worker[1], box) for name, box in work]

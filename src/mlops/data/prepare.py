@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import platform
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Self
+from typing import Any
 
 import filelock
 import numpy as np
@@ -26,8 +25,12 @@ import mlops
 from mlops import image
 from mlops.config import DataConfig
 from mlops.data import split as splitting
+from mlops.data.arrays import ArrayWriter, channel_statistics, load, sync
+from mlops.data.card import write_card
 from mlops.data.decode import Geometry, Unreadable, cores, decode_all
-from mlops.data.sources import SPLITS, Entry, Listing, open_source
+from mlops.data.duplicates import settle
+from mlops.data.listing import SPLITS, Entry, Listing
+from mlops.data.sources import open_source
 from mlops.errors import MlopsError, shorten
 from mlops.files import sync_folder, write_text, writing_to
 from mlops.image import Pixels
@@ -40,7 +43,7 @@ LAYOUT = 1
 FORGOTTEN = "none of it is used; remove the folder and prepare again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image of the index: an entry, its split and the SHA-256 of its bytes (empty when unreadable)."""
 
@@ -51,11 +54,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Index:
-    """What is to be prepared: every image by split and path, before any is decoded."""
+    """What is to be prepared: every image by split and path, before any is decoded.
+
+    `dropped` has the path and the reason of every image that is left out as a copy of another.
+    """
 
     name: str
     listing: Listing
     items: list[Item]
+    dropped: list[dict[str, str]]
     config: DataConfig
     fingerprint: str
 
@@ -81,20 +88,20 @@ class Prepared:
 
     def images(self, split: str) -> Pixels:
         """uint8 `[N, H, W, 3]`, mapped from disk; changes stay private to this process."""
-        images: Pixels = _load(self.folder / f"{split}.images.npy")
+        images: Pixels = load(self.folder / f"{split}.images.npy")
         return images
 
     def labels(self, split: str) -> npt.NDArray[np.int64]:
         """int64 `[N]`."""
-        return np.asarray(_load(self.folder / f"{split}.labels.npy"))
-
-    def groups(self, split: str) -> list[str]:
-        """The group of each image, in the order of the arrays."""
-        return self._column("group", split)
+        return np.asarray(load(self.folder / f"{split}.labels.npy"))
 
     def paths(self, split: str) -> list[str]:
-        """The path of each image in its source, in the order of the arrays."""
+        """The path of every image in the source, in the order of the arrays."""
         return self._column("path", split)
+
+    def groups(self, split: str) -> list[str]:
+        """The group of every image, in the order of the arrays."""
+        return self._column("group", split)
 
     def _column(self, name: str, split: str) -> list[str]:
         with (self.folder / "index.csv").open(encoding="utf-8", newline="") as file:
@@ -105,16 +112,19 @@ def build_index(config: DataConfig) -> Index:
     """List, limit, split and hash the images that `config` names. Nothing is decoded or written.
 
     Raises:
-        MlopsError: as `open_source` and `split.assign` do.
+        MlopsError: as `open_source`, `duplicates.settle` and `split.assign` do.
     """
     listing = open_source(config)
     entries = splitting.limit(listing.entries, config.limit, config.split.seed)
-    splits = splitting.assign(entries, listing.classes, config.split)
     hashes = _hash_all(listing, entries)
+    entries, hashes, dropped = settle(
+        entries, hashes, listing.classes, config.duplicates, lambda entry: image.is_image(listing.tree.read(entry.path))
+    )
+    splits = splitting.assign(entries, listing.classes, config.split)
     items = [Item(*item) for item in zip(entries, splits, hashes, strict=True)]
     items.sort(key=lambda item: (SPLITS.index(item.split), item.entry.path))
-    name = config.name or _name_of(config.root or config.source)
-    return Index(name, listing, items, config, _fingerprint(config, listing.classes, items))
+    name = config.name or _name_of(config.root or config.dataset or config.source)
+    return Index(name, listing, items, dropped, config, _fingerprint(config, listing.classes, items))
 
 
 def prepare(index: Index, processed: Path) -> Prepared:
@@ -175,6 +185,7 @@ def _build(index: Index, folder: Path) -> None:
     try:
         manifest = _write_arrays(index, temporary)
         write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        write_card(temporary, manifest)
         temporary.chmod(0o755)
         temporary.rename(folder)
         sync_folder(folder.parent)
@@ -191,12 +202,13 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
     skipped: list[dict[str, str]] = []
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     names = [item.entry.path for item in index.items]
-    decoded = decode_all(index.listing.tree, names, geometry, config.workers)
+    boxes = [item.entry.box for item in index.items]
+    decoded = decode_all(index.listing.tree, names, geometry, config.workers, boxes)
     with ExitStack() as stack:
         file = stack.enter_context((folder / "index.csv").open("w", encoding="utf-8", newline=""))
         progress = stack.enter_context(bar("preparing", len(names)))
         shape = (geometry.height, geometry.width, 3)
-        writers = {s: stack.enter_context(_ArrayWriter(folder / f"{s}.images.npy", shape)) for s in SPLITS}
+        writers = {s: stack.enter_context(ArrayWriter(folder / f"{s}.images.npy", shape)) for s in SPLITS}
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "sha256", "width", "height", "label", "group", "split"])
         for item, result in zip(index.items, decoded, strict=True):
@@ -210,17 +222,17 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
             labels[item.split].append(entry.label)
             counts[item.split][classes[entry.label]] += 1
             table.writerow([entry.path, item.sha256, result.width, result.height, entry.label, entry.group, item.split])
-        _sync(file)
+        sync(file)
     _check_skipped(skipped, len(names), config.max_bad)
     for split in SPLITS:
         with (folder / f"{split}.labels.npy").open("wb") as array:
             np.save(array, np.array(labels[split], dtype=np.int64))
-            _sync(array)
+            sync(array)
     lost = [f"{name} in train" for name in classes if counts["train"][name] == 0]
     lost += [split for split in SPLITS if not labels[split]]
     if lost:
         raise MlopsError(f"{index.listing.tree.label}: no readable image is left of {shorten(lost)}")
-    mean, std = _channel_statistics(_load(folder / "train.images.npy"))
+    mean, std = channel_statistics(load(folder / "train.images.npy"))
     return {
         "name": index.name,
         "fingerprint": index.fingerprint,
@@ -228,12 +240,14 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         "image_size": config.image_size,
         "resize": config.resize,
         "filter": config.filter,
+        "crop": "roi" if config.roi else None,
         "counts": {split: dict(counts[split]) for split in SPLITS},
         "mean": mean,
         "std": std,
-        "source": {"kind": config.source, "root": config.root, "dvc_md5": None},
+        "source": {"kind": config.source, "root": config.root or config.dataset, "dvc_md5": None},
         "split": asdict(config.split),
         "skipped": skipped,
+        "dropped": index.dropped,
         "versions": {
             "mlops": mlops.__version__,
             "python": platform.python_version(),
@@ -242,60 +256,6 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _channel_statistics(images: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, of pixels in 0..1."""
-    # Exact: a histogram of whole numbers, taken in parts that fit in memory.
-    histogram = np.zeros((3, 256), dtype=np.int64)
-    for start in range(0, len(images), 1024):
-        for channel in range(3):
-            part = images[start : start + 1024, :, :, channel]
-            histogram[channel] += np.bincount(part.reshape(-1), minlength=256)
-    levels = np.arange(256) / 255
-    mean = histogram @ levels / histogram.sum(axis=1)
-    square = histogram @ levels**2 / histogram.sum(axis=1)
-    # A constant channel would divide by zero; one grey level is the least that uint8 can differ by.
-    std = np.sqrt(np.maximum(square - mean**2, (1 / 255) ** 2))
-    return mean.tolist(), std.tolist()
-
-
-class _ArrayWriter:
-    """A .npy file that grows, because how many images are readable is known only at the end."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._file: BinaryIO = path.open("w+b")
-        self._shape = shape
-        self._count = 0
-        self._header()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def append(self, item: Pixels) -> None:
-        self._file.write(item.tobytes())
-        self._count += 1
-
-    def _close(self) -> None:
-        # NumPy reserves room in the header for the first axis to grow, so rewriting it moves nothing.
-        try:
-            self._file.seek(0)
-            self._header()
-            _sync(self._file)
-        finally:
-            self._file.close()
-
-    def _header(self) -> None:
-        description = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, description)
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _hash_all(listing: Listing, entries: Sequence[Entry]) -> list[str]:
@@ -323,7 +283,18 @@ def _fingerprint(config: DataConfig, classes: list[str], items: Sequence[Item]) 
         "resize": config.resize,
         "filter": config.filter,
         "classes": classes,
-        "items": [[i.entry.path, i.sha256, i.entry.label, i.entry.group, i.split] for i in items],
+        "items": [
+            # Without boxes as it was before there were any: prepared data and checkpoints keep their fingerprints.
+            [
+                i.entry.path,
+                i.sha256,
+                i.entry.label,
+                i.entry.group,
+                i.split,
+                *([] if i.entry.box is None else [i.entry.box]),
+            ]
+            for i in items
+        ],
     }
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
@@ -342,8 +313,3 @@ def _check_skipped(skipped: Sequence[dict[str, str]], total: int, max_bad: float
         f"(data.max_bad={max_bad:g}) that may be skipped: "
         f"{shorten(named, 5)}; mend or remove them, or raise data.max_bad"
     )
-
-
-def _load(path: Path) -> Any:
-    # Copy-on-write: torch wants memory that it may write to, the file stays as it is.
-    return np.load(path, mmap_mode="c", allow_pickle=False)

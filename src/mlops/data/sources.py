@@ -1,50 +1,32 @@
 """Sources: what a layout of files means. Each gives a listing; none decodes an image."""
 
-import csv
-import io
 import re
 from collections import Counter
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mlops.config import DataConfig
+from mlops.data.downloads import torchvision
+from mlops.data.labels import labelled
+from mlops.data.listing import (
+    ROI_COLUMNS,
+    SPLIT_NAMES,
+    Entry,
+    Listing,
+    find_table,
+    group_by_name,
+    in_order,
+    read_box,
+    read_csv,
+    refuse_unmatched,
+)
 from mlops.data.tree import MemoryTree, Tree, open_tree
 from mlops.errors import MlopsError, shorten
 from mlops.files import safe_relative
 from mlops.image import EXTENSIONS
 
-SPLITS = ("train", "val", "test")
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _TRACK_FRAME = re.compile(r"(\d+)_(\d+)_(\d+)\.\w+$")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image that the source names. `split` is None where the source leaves it open."""
-
-    path: str
-    label: int
-    group: str
-    split: str | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All images of a source, in the order of their paths."""
-
-    tree: Tree
-    classes: list[str]
-    entries: list[Entry]
 
 
 def open_source(config: DataConfig) -> Listing:
@@ -55,12 +37,21 @@ def open_source(config: DataConfig) -> Listing:
     """
     if config.source == "digits":
         return digits()
-    # `root` is there: config.check asks for it.
-    tree = open_tree(Path(config.root or ""))
-    listing = gtsrb(tree) if config.source == "gtsrb" else folder(tree, config.group)
+    if config.source == "torchvision":
+        return torchvision(config.dataset or "", Path(config.downloads))
+    listing = read_tree(open_tree(Path(config.root or "")), config)  # `root` is there: config.check asks for it
     if len(listing.classes) < 2:
-        raise MlopsError(f"{tree.label}: holds one class only ({listing.classes[0]}); a classifier needs two or more")
+        raise MlopsError(
+            f"{listing.tree.label}: holds one class only ({listing.classes[0]}); a classifier needs two or more"
+        )
     return listing
+
+
+def read_tree(tree: Tree, config: DataConfig) -> Listing:
+    """List the images of a tree in the layout that `config` names: csv, gtsrb or folder."""
+    if config.source == "csv":
+        return labelled(tree, config.csv, allowed=config.classes, group=config.group, roi=config.roi)
+    return gtsrb(tree, config.roi) if config.source == "gtsrb" else folder(tree, config.group)
 
 
 def digits() -> Listing:
@@ -77,17 +68,19 @@ def digits() -> Listing:
     return Listing(MemoryTree("scikit-learn digits", files), [str(digit) for digit in range(10)], entries)
 
 
-def gtsrb(tree: Tree) -> Listing:
+def gtsrb(tree: Tree, roi: bool = False) -> Listing:
     """The German Traffic Sign Recognition Benchmark (Stallkamp et al., 2012) in the layout most people have.
 
     `Train.csv` with `ClassId` and `Path`, images named `<class>_<track>_<frame>`; a track is one sign filmed while
     driving past, its frames are near-duplicates, so it is the group. `Test.csv` and `signnames.csv` where they are.
+    With `roi`, the columns `Roi.X1`, ... give the box of the sign, which is all that is used of a picture.
     """
-    prefix = _prefix(tree, "Train.csv")
+    prefix = find_table(tree, "Train.csv", "data.source=gtsrb needs it (data.source=folder does not)")
+    columns = ("ClassId", "Path", *(ROI_COLUMNS if roi else ()))
     rows: list[tuple[tuple[int, dict[str, str]], str, str | None]]
-    rows = [(row, "Train.csv", None) for row in _read_csv(tree, prefix + "Train.csv", ("ClassId", "Path"))]
+    rows = [(row, "Train.csv", None) for row in read_csv(tree, prefix + "Train.csv", columns)]
     if prefix + "Test.csv" in tree.names:
-        rows += [(row, "Test.csv", "test") for row in _read_csv(tree, prefix + "Test.csv", ("ClassId", "Path"))]
+        rows += [(row, "Test.csv", "test") for row in read_csv(tree, prefix + "Test.csv", columns)]
     present = set(tree.names)
     ids, parsed = set(), []
     for (number, row), file, split in rows:
@@ -102,7 +95,7 @@ def gtsrb(tree: Tree) -> Listing:
             raise MlopsError(f"{where}: {row['Path']} is not named <class>_<track>_<frame>, so its track is unknown")
         group = f"{int(row['ClassId'])}/{match[2]}" if match and split is None else path
         ids.add(int(row["ClassId"]))
-        parsed.append((path, int(row["ClassId"]), group, split))
+        parsed.append((path, int(row["ClassId"]), group, split, read_box(row) if roi else None))
     names = _sign_names(tree, prefix)
     order = {class_id: position for position, class_id in enumerate(sorted(ids))}
     classes = [names.get(class_id, str(class_id)) for class_id in order]
@@ -110,8 +103,8 @@ def gtsrb(tree: Tree) -> Listing:
         raise MlopsError(
             f"{tree.label}: signnames.csv names several classes {shorten(repeated)}; give each its own name"
         )
-    entries = [Entry(path, order[class_id], group, split) for path, class_id, group, split in parsed]
-    return _listing(tree, classes, entries)
+    entries = [Entry(path, order[class_id], group, split, box) for path, class_id, group, split, box in parsed]
+    return in_order(tree, classes, entries)
 
 
 def folder(tree: Tree, group: str | None) -> Listing:
@@ -122,10 +115,10 @@ def folder(tree: Tree, group: str | None) -> Listing:
     prefix = _single_folder(tree.names)
     names = [name.removeprefix(prefix) for name in tree.names]
     tops = {name.split("/", 1)[0] for name in names if "/" in name}
-    splits_first = "train" in {_SPLIT_FOLDERS.get(top.lower()) for top in tops}
-    if splits_first and (strange := sorted(top for top in tops if top.lower() not in _SPLIT_FOLDERS)):
+    splits_first = "train" in {SPLIT_NAMES.get(top.lower()) for top in tops}
+    if splits_first and (strange := sorted(top for top in tops if top.lower() not in SPLIT_NAMES)):
         raise MlopsError(f"{tree.label}: {shorten(strange)} beside train/ is no split; splits are train, val and test")
-    if tops and all(top.lower() in _SPLIT_FOLDERS for top in tops) and not splits_first:
+    if tops and all(top.lower() in SPLIT_NAMES for top in tops) and not splits_first:
         raise MlopsError(
             f"{tree.label}: holds {shorten(sorted(tops))} but no train folder; add it or leave out the splits"
         )
@@ -134,13 +127,13 @@ def folder(tree: Tree, group: str | None) -> Listing:
     for name in names:
         *folders, file_name = name.split("/")
         if len(folders) >= depth and file_name.lower().endswith(EXTENSIONS):
-            split = _SPLIT_FOLDERS[folders[0].lower()] if splits_first else None
-            found.append((prefix + name, folders[depth - 1], split, file_name))
+            split = SPLIT_NAMES[folders[0].lower()] if splits_first else None
+            found.append((prefix + name, folders[depth - 1], split))
     if not found:
         raise MlopsError(
             f"{tree.label}: holds no images as <class>/<image>; image files end in {', '.join(EXTENSIONS)}"
         )
-    held = {"/".join(path.removeprefix(prefix).split("/")[:depth]) for path, *_ in found}
+    held = {"/".join(path.removeprefix(prefix).split("/")[:depth]) for path, _, _ in found}
     class_folders = {
         f.removeprefix(prefix)
         for f in tree.folders
@@ -148,62 +141,19 @@ def folder(tree: Tree, group: str | None) -> Listing:
     }
     if empty := sorted(class_folders - held):
         raise MlopsError(f"{tree.label}/{prefix}{empty[0]}: class folder without images; fill it or remove it")
-    classes = sorted({class_name for _, class_name, _, _ in found})
-    pattern = re.compile(group) if group else None
-    entries, unmatched = [], []
-    for path, class_name, split, file_name in found:
-        match = pattern.search(file_name) if pattern else None
-        together = (match[1] if match.re.groups else match[0]) if match else None
-        if pattern and not together:
-            unmatched.append(file_name)
-        entries.append(Entry(path, classes.index(class_name), together or path, split))
-    if unmatched:
-        raise MlopsError(f"data.group={group}: does not match {len(unmatched)} file names, such as {unmatched[0]}")
-    return _listing(tree, classes, entries)
-
-
-def _listing(tree: Tree, classes: list[str], entries: list[Entry]) -> Listing:
-    ordered = sorted(entries, key=lambda entry: entry.path)
-    for one, other in pairwise(ordered):
-        if one.path == other.path:
-            raise MlopsError(f"{tree.label}: names {one.path} twice; every image has one label")
-    return Listing(tree, classes, ordered)
-
-
-def _prefix(tree: Tree, name: str) -> str:
-    """Where `name` lies: at the root, or in the one folder that an archive was packed with."""
-    if name in tree.names:
-        return ""
-    below = [found for found in tree.names if found.endswith(f"/{name}") and found.count("/") == 1]
-    if len(below) != 1:
-        raise MlopsError(f"{tree.label}: holds no {name}; data.source=gtsrb needs it (data.source=folder does not)")
-    return below[0].removesuffix(name)
-
-
-def _read_csv(tree: Tree, name: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    try:
-        reader = csv.DictReader(io.StringIO(tree.read(name).decode("utf-8-sig"), newline=""), strict=True)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise MlopsError(f"{tree.label}: {name} has no column {missing[0]}; it needs {', '.join(columns)}")
-        rows = [(reader.line_num, row) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise MlopsError(f"{tree.label}: {name} is not readable as CSV: {error}") from error
-    except OSError as error:
-        raise MlopsError(f"{tree.label}: {name} cannot be read: {error}") from error
-    for number, row in rows:
-        if short := [column for column in columns if row[column] is None]:
-            raise MlopsError(f"{tree.label}: {name} line {number}: has no {short[0]}")
-    if not rows:
-        raise MlopsError(f"{tree.label}: {name} holds no rows")
-    return rows
+    classes = sorted({class_name for _, class_name, _ in found})
+    order = {name: position for position, name in enumerate(classes)}
+    together = group_by_name(group)
+    entries = [Entry(path, order[class_name], together(path), split) for path, class_name, split in found]
+    refuse_unmatched(group, entries)
+    return in_order(tree, classes, entries)
 
 
 def _sign_names(tree: Tree, prefix: str) -> dict[int, str]:
     path = prefix + "signnames.csv"
     if path not in tree.names:
         return {}
-    rows = _read_csv(tree, path, ("ClassId", "SignName"))
+    rows = read_csv(tree, path, ("ClassId", "SignName"))
     return {
         int(row["ClassId"]): row["SignName"].strip() for _, row in rows if re.fullmatch(r"[0-9]{1,6}", row["ClassId"])
     }

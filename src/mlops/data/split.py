@@ -11,7 +11,7 @@ import numpy as np
 
 from mlops.config import SplitConfig
 from mlops.data.keyed import key
-from mlops.data.sources import Entry
+from mlops.data.listing import Entry
 from mlops.errors import MlopsError
 
 

@@ -58,10 +58,10 @@ class MemoryTree(Tree):
 class FolderTree(Tree):
     """A folder on disk. Hidden files are left out; a link that leaves the root is refused."""
 
-    def __init__(self, root: Path, only: str | None = None) -> None:
-        """`only` names the one file to see; nothing else below the root is looked at."""
+    def __init__(self, root: Path, only: Iterable[str] | None = None) -> None:
+        """`only` names the files to see; nothing else below the root is looked at."""
         self._root = root.resolve()
-        super().__init__(str(root), *(self._walk(str(root)) if only is None else ([only], [])))
+        super().__init__(str(root), *(self._walk(str(root)) if only is None else (only, [])))
 
     def _walk(self, label: str) -> tuple[list[str], list[str]]:
         found, found_folders = [], []

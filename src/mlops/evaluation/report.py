@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mlops import page
-from mlops.data.sources import SPLITS
+from mlops.data.listing import SPLITS
 from mlops.evaluation import figures
 from mlops.evaluation.calibration import probabilities
 from mlops.evaluation.evaluate import Evaluated

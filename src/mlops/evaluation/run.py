@@ -1,5 +1,6 @@
 """From a checkpoint and images to scores or predictions, with nothing else at hand."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,22 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlops import config as schema
 from mlops import targets
 from mlops.checkpoint import Checkpoint, read, rebuild
 from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
+from mlops.data.listing import SPLITS, Listing
 from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
-from mlops.data.sources import SPLITS, Listing, folder, gtsrb
-from mlops.data.tree import FolderTree, open_tree
+from mlops.data.sources import folder, read_tree
+from mlops.data.tree import FolderTree, Tree, open_tree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.calibration import probabilities, temperature_of
 from mlops.evaluation.evaluate import Evaluated, evaluate_prepared, predict_split
 from mlops.evaluation.report import worst_mistakes, write_report
+from mlops.evaluation.scores import score
 from mlops.image import EXTENSIONS, Pixels
-from mlops.progress import bar
+from mlops.progress import bar, console
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,11 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
     if data is None:
         found = _evaluate_own(model, checkpoint, _own_data(checkpoint, processed), split)
-    else:
-        tree = open_tree(data, "DATA")
-        signs = checkpoint.config.data.source == "gtsrb" and any(name.endswith("Train.csv") for name in tree.names)
-        found = _evaluate_listing(model, checkpoint, gtsrb(tree) if signs else folder(tree, None), str(data))
-    return found.scores(checkpoint.classes, temperature)
+        return found.scores(checkpoint.classes, temperature)
+    listing = _list(open_tree(data, "DATA"), checkpoint)
+    logits, labels = _predict_listing(model, checkpoint, listing)
+    groups = [entry.group for entry in listing.entries]
+    return {"data": str(data), **score(logits, labels, checkpoint.classes, groups=groups, temperature=temperature)}
 
 
 def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> str | None:
@@ -81,7 +84,8 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> 
 def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction], list[tuple[str, str]]]:
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
-    temperature, model, statistics = temperature_of(checkpoint.metadata), _model(checkpoint), _statistics(checkpoint)
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    _warn_of_crop(checkpoint)
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
     names: list[str] = []
@@ -90,11 +94,7 @@ def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction]
     def flush() -> None:
         if not names:
             return
-        batches = Batches(
-            np.stack(pixels), np.zeros(len(names), dtype=np.int64), **statistics, device=torch.device("cpu")
-        )
-        logits, _ = predict_split(model, batches.evaluation())
-        best, labels = probabilities(logits, temperature).max(dim=1)
+        best, labels = probabilities(_predict(model, checkpoint, pixels), temperature).max(dim=1)
         for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True):
             found.append(Prediction(name, checkpoint.classes[label], probability))
         names.clear()
@@ -122,7 +122,7 @@ def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[
                     raise MlopsError("folder without images")
             else:
                 path.stat()
-                tree, inside = FolderTree(path.absolute().parent, only=path.name), [path.name]
+                tree, inside = FolderTree(path.absolute().parent, only=[path.name]), [path.name]
         except (OSError, MlopsError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
             yield str(path), Unreadable(reason)
@@ -144,7 +144,30 @@ def _evaluate_own(model: nn.Module, checkpoint: Checkpoint, data: Prepared, spli
     return evaluate_prepared(model, data, split, Batches(images, labels, **_statistics(checkpoint), device=device))
 
 
-def _evaluate_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing, source: str) -> Evaluated:
+def _list(tree: Tree, checkpoint: Checkpoint) -> Listing:
+    """The images of `tree` in the layout the checkpoint was trained on where it has that table, else as folders."""
+    settings = checkpoint.config.data
+    table = {"gtsrb": "Train.csv", "csv": settings.csv}.get(settings.source)
+    if table and any(name == table or name.endswith(f"/{table}") for name in tree.names):
+        # An expression for groups and the list of classes belong to training; here every label may be named.
+        return read_tree(tree, dataclasses.replace(settings, classes=None, group=None, roi=_crops(checkpoint)))
+    _warn_of_crop(checkpoint)
+    return folder(tree, None)
+
+
+def _crops(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.metadata["input"].get("crop") == "roi")
+
+
+def _warn_of_crop(checkpoint: Checkpoint) -> None:
+    if _crops(checkpoint):
+        console.print(
+            "warning: this checkpoint was trained on the boxes of its pictures only (data.roi=true); "
+            "pictures without boxes should show the object alone, cut out as closely"
+        )
+
+
+def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing) -> tuple[Tensor, Tensor]:
     unknown = sorted(set(listing.classes) - set(checkpoint.classes))
     if unknown:
         raise MlopsError(
@@ -153,21 +176,38 @@ def _evaluate_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing
         )
     names = [entry.path for entry in listing.entries]
     labels = [checkpoint.classes.index(listing.classes[entry.label]) for entry in listing.entries]
-    pixels, bad = [], []
-    with bar("reading", len(names)) as progress:
-        for name, result in zip(names, decode_all(listing.tree, names, _geometry(checkpoint), workers=0), strict=True):
+    boxes = [entry.box for entry in listing.entries]
+    decoded = decode_all(listing.tree, names, _geometry(checkpoint), workers=0, boxes=boxes)
+    pixels, logits, bad = list[Pixels](), list[Tensor](), list[str]()
+    with bar("scoring", len(names)) as progress:
+        for name, result in zip(names, decoded, strict=True):
             progress.advance(1)
             if isinstance(result, Unreadable):
                 bad.append(f"{listing.tree.label}/{name}: {result.reason}; mend or remove it")
             else:
                 pixels.append(result.pixels)
+            # A batch at a time, so that memory stays flat; after a bad one there will be no score.
+            if len(pixels) == EVALUATION_BATCH and not bad:
+                logits.append(_predict(model, checkpoint, pixels))
+                pixels.clear()
+            elif bad:
+                pixels.clear()
     if bad:
         # A score over fewer images than were asked for would look like the score that was asked for.
         raise MlopsError(bad)
-    images = np.stack(pixels)
-    batches = Batches(images, np.array(labels, dtype=np.int64), **_statistics(checkpoint), device=torch.device("cpu"))
-    groups = [entry.group for entry in listing.entries]
-    return Evaluated(source, *predict_split(model, batches.evaluation()), names, groups, images)
+    if pixels:
+        logits.append(_predict(model, checkpoint, pixels))
+    return torch.cat(logits), torch.tensor(labels)
+
+
+def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Tensor:
+    batches = Batches(
+        np.stack(pixels),
+        np.zeros(len(pixels), dtype=np.int64),
+        **_statistics(checkpoint),
+        device=torch.device("cpu"),
+    )
+    return predict_split(model, batches.evaluation())[0]
 
 
 def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:

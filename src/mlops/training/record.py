@@ -38,7 +38,7 @@ def describe_run(
             "std": list(std),
             "resize": manifest["resize"],
             "filter": manifest["filter"],
-            "crop": None,
+            "crop": manifest.get("crop"),
         },
         "epoch_digests": [],
         "overrides": list(overrides),
