@@ -1,5 +1,6 @@
 """The package as a library: installed from its wheel, far from this repository, with a network of the user's own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,15 @@ def test_the_wheel_trains_a_users_own_network_from_another_folder(
         check=True,
     )
     assert str(tmp_path / "venv") in where.stdout
+
+    evaluate = [str(programs / "mlops"), "evaluate", str(file), "--json", "-"]
+    refused = subprocess.run(evaluate, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "theirnet.Pooled: is not an allowed name" in refused.stderr
+    scored = subprocess.run(
+        [*evaluate, "--allow", "theirnet.Pooled"], cwd=work, env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(scored.stdout)["n"] == 362
 
     wrong = train("model=poled")
     assert wrong.returncode == 2

@@ -19,6 +19,10 @@ app = typer.Typer(
 
 LATEST = Path("models/latest/best_model.pth")
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="Full name of a network of your own that the checkpoint may build.", metavar="NAME"),
+]
 CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT")]
 
 
@@ -65,13 +69,14 @@ def evaluate(
     json_file: Annotated[
         str | None, typer.Option("--json", help="Also write the scores here; - is standard output.")
     ] = None,
+    allow: Allow = None,
 ) -> None:
     """Score a checkpoint: accuracy, precision, recall and F1 of every class, and the confusion matrix."""
     from mlops.evaluation.run import evaluate_checkpoint
     from mlops.files import write_text
     from mlops.tables import show_scores
 
-    scores = evaluate_checkpoint(checkpoint, data, split, processed)
+    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or ())
     text = json.dumps(scores, indent=1, ensure_ascii=False)
     if json_file == "-":
         typer.echo(text)
@@ -90,13 +95,14 @@ def report(
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    allow: Allow = None,
 ) -> None:
     """Write a page about a checkpoint: curves, confusions, worst mistakes, calibration, how to make it again."""
     from mlops.evaluation.run import report_checkpoint
     from mlops.tables import show_report
 
     folder = output or checkpoint.parent / ("report" if split == "test" else f"report-{split}")
-    show_report(folder, report_checkpoint(checkpoint, folder, split, processed))
+    show_report(folder, report_checkpoint(checkpoint, folder, split, processed, allow or ()))
 
 
 @app.command()
@@ -106,12 +112,13 @@ def predict(
     csv_file: Annotated[
         str | None, typer.Option("--csv", help="Write a CSV here instead of a table; - is standard output.")
     ] = None,
+    allow: Allow = None,
 ) -> None:
     """Name what is on pictures. Those that cannot be read are listed at the end, and the exit code is 2 then."""
     from mlops.evaluation.run import predict_images
     from mlops.tables import predictions_as_csv, show_predictions
 
-    predictions, unreadable = predict_images(checkpoint, images)
+    predictions, unreadable = predict_images(checkpoint, images, allow or ())
     if csv_file is None:
         show_predictions(predictions)
     elif csv_file == "-":

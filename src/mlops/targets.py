@@ -83,7 +83,7 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
         hint = f"did you mean {close[0]}? " if close else ""
         raise MlopsError(
             f"{where}._target_={name}: is not an allowed name; {hint}Names of your own go into allowed_targets.yaml of "
-            "the config folder"
+            "the config folder, or follow --allow"
         )
     module, _, attribute = name.rpartition(".")
     try:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,19 @@ class Prediction:
     probability: float
 
 
-def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Path) -> dict[str, Any]:
+def evaluate_checkpoint(
+    path: Path, data: Path | None, split: str, processed: Path, allow: Collection[str]
+) -> dict[str, Any]:
     """Scores of the checkpoint on a split of its own data, or on all images of `data`.
+
+    `allow` are names of networks that may be built beside those of the config folder.
 
     Raises:
         MlopsError: the checkpoint or the data cannot be read, or do not fit each other.
     """
     _check_split(split)
     checkpoint = read(path)
-    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     if data is None:
         found = _evaluate_own(model, checkpoint, _own_data(checkpoint, processed), split)
         return found.scores(checkpoint.classes, temperature)
@@ -56,7 +61,7 @@ def evaluate_checkpoint(path: Path, data: Path | None, split: str, processed: Pa
     return {"data": str(data), **score(logits, labels, checkpoint.classes, groups=groups, temperature=temperature)}
 
 
-def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> str | None:
+def report_checkpoint(path: Path, output: Path, split: str, processed: Path, allow: Collection[str]) -> str | None:
     """Write the report of a checkpoint on a split of its own data into `output`.
 
     Returns why that data could not be had, where the report had to be made from the file alone.
@@ -66,7 +71,7 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> 
     """
     _check_split(split)
     checkpoint = read(path)
-    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     try:
         data = _own_data(checkpoint, processed)
     except MlopsError as error:
@@ -81,10 +86,12 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path) -> 
     return None
 
 
-def predict_images(path: Path, images: Sequence[Path]) -> tuple[list[Prediction], list[tuple[str, str]]]:
+def predict_images(
+    path: Path, images: Sequence[Path], allow: Collection[str]
+) -> tuple[list[Prediction], list[tuple[str, str]]]:
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
-    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint)
+    temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     _warn_of_crop(checkpoint)
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
@@ -228,8 +235,10 @@ def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
     return prepare(index, processed)
 
 
-def _model(checkpoint: Checkpoint) -> nn.Module:
-    return rebuild(checkpoint, targets.read_allowed(schema.config_folder()))
+def _model(checkpoint: Checkpoint, allow: Collection[str]) -> nn.Module:
+    # A network beside the user's files need not be an installed package. Last, so that it shadows nothing.
+    sys.path.append(str(Path.cwd()))
+    return rebuild(checkpoint, targets.read_allowed(schema.config_folder()).union(allow))
 
 
 def _geometry(checkpoint: Checkpoint) -> Geometry:
