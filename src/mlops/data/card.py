@@ -85,7 +85,7 @@ def notes(card: Mapping[str, Any]) -> list[str]:
     few = [name for name, count in counts["test"].items() if 0 < count < 5]
     if few:
         found.append(
-            f"{len(few)} of {len(counts['test'])} classes have fewer than 5 test images ({shorten(few)}): "
+            f"Classes with fewer than 5 test images: {len(few)} of {len(counts['test'])} ({shorten(few)}); "
             "one mistake moves their scores by a fifth or more."
         )
     imbalance = card["imbalance"]
@@ -116,9 +116,9 @@ def notes(card: Mapping[str, Any]) -> list[str]:
             "it by data.group, or in a column group: near-duplicates on two sides flatter every score."
         )
     if card["copies"]:
-        found.append(f"{card['copies']:,} pictures are copies of another, byte for byte; copies stay in one split.")
+        found.append(f"Copies of another picture, byte for byte: {card['copies']:,}; those we place stay in one split.")
     if left_out := len(card["skipped"]) + len(card["dropped"]):
-        found.append(f"{left_out:,} pictures were left out; they are listed below.")
+        found.append(f"Pictures left out: {left_out:,}, listed below.")
     return found
 
 
@@ -179,7 +179,7 @@ def _splits(card: Mapping[str, Any]) -> str:
         )
     alone = all(group["largest"] == 1 for group in card["groups"].values())
     what = "Every picture is a group of its own." if alone else "A group stays on one side of the split."
-    columns = ("split", "images", "share", "groups", "images in a group (median)", "most in one")
+    columns = ("split", "images", "share", "groups", "median group", "largest")
     return page.table(columns, rows) + f'<p class="soft">{what}</p>'
 
 
