@@ -42,3 +42,16 @@ def test_a_figure_takes_the_ink_of_the_page_and_is_the_same_every_time():
 
 def test_numbers_stand_to_the_right():
     assert page.table(["name", "n"], [["a", "1,234"], ["b", "5.1 %"]]).count('<td class="n">') == 2
+
+
+def test_bars_are_as_long_as_their_counts_and_names_stay_text():
+    found = page.bars(("class", "train", "val"), [("<b>a</b>", [60, 20]), ("c", [20, 0])])
+    assert "&lt;b&gt;a&lt;/b&gt;" in found
+    assert re.findall(r"width:([\d.]+)%", found) == ["75.00", "25.00", "25.00", "0.00"]
+    assert found.count(page.BLUE) == 3  # the legend's and one a row
+    assert '<td class="n">60</td><td class="n">20</td>' in found
+
+
+def test_bars_of_nothing_are_a_table_of_nothing():
+    assert "width:0.00%" in page.bars(("class", "images"), [("a", [0])])
+    assert "<tbody></tbody>" in page.bars(("class", "images"), [])

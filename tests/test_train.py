@@ -275,7 +275,7 @@ def test_hydras_own_flags_work(flags: list[str], workplace: Path, hydra_command:
     assert "batch_size" in done.out
     if "--help" in flags:
         assert "share of unreadable images that may be skipped" in done.out
-        assert "data: digits, folder, gtsrb" in done.out
+        assert "data: cifar10, csv, digits, folder, gtsrb, torchvision" in done.out
 
 
 def start(module: str, *overrides: str) -> subprocess.Popen[str]:

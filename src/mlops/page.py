@@ -57,8 +57,10 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem; image-rendering: pixelated;
   background: var(--line); display: block; margin-bottom: .3rem; }
+td:first-child { min-width: 3.4rem; } .bars td:first-child { min-width: 6.5rem; } .bars td:last-child { width: 45%; }
+@media (max-width: 32rem) { .bars td:last-child { width: 25%; } }
 .sheet { grid-template-columns: repeat(auto-fill, minmax(min(11rem, 46%), 1fr)); } .sheet img { image-rendering: auto; }
-.bar { display: flex; height: .75rem; width: 100%; min-width: 5rem; margin-top: .4rem; } .bar i { display: block; }
+.bar { display: flex; height: .75rem; width: 100%; min-width: 2.5rem; margin-top: .4rem; } .bar i { display: block; }
 th i { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem; margin-right: .3rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; overflow-x: auto;
   font: .84rem/1.45 ui-monospace, "SF Mono", Consolas, monospace; }
@@ -128,7 +130,7 @@ def bars(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[int]]]) -> s
     )
     body = "".join(f"<tr><td>{text(name)}</td>{_counts(counts, longest)}</tr>" for name, counts in rows)
     head = f"<thead><tr><th>{text(columns[0])}</th>{marks}<th></th></tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll bars"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _counts(counts: Sequence[int], longest: int) -> str:
@@ -137,7 +139,7 @@ def _counts(counts: Sequence[int], longest: int) -> str:
         f'<i style="width:{100 * count / longest:.2f}%;background:{colour}"></i>'
         for count, colour in zip(counts, PALETTE, strict=False)
     )
-    return f'{numbers}<td style="width:45%"><div class="bar">{parts}</div></td>'
+    return f'{numbers}<td><div class="bar">{parts}</div></td>'
 
 
 def pictures(items: Iterable[tuple[Pixels, Sequence[str]]], kind: str = "") -> str:

@@ -119,12 +119,15 @@ def test_notes_are_silent_on_balanced_data_of_a_fitting_size():
     [
         (card({"a": [80, 9, 9], "b": [20, 9, 9]}), "a has 4.0 times the training images of b"),
         (card({"a": [80, 9, 0], "b": [80, 9, 9]}), "There is no image in test of a"),
-        (card({"a": [80, 9, 3], "b": [80, 9, 9]}), "1 of 2 classes have fewer than 5 test images (a)"),
+        (card({"a": [80, 9, 3], "b": [80, 9, 9]}), "Classes with fewer than 5 test images: 1 of 2 (a)"),
         (card({"a": [80, 9, 9], "b": [80, 9, 9]}, (10, 12)), "10 pixels or less on their shorter side"),
         (card({"a": [80, 9, 9], "b": [80, 9, 9]}, (900, 800)), "800 pixels or more on their shorter side"),
         (card({"a": [80, 9, 9], "b": [80, 9, 9]}, (40, 80)), "100% of the pictures are more than 1.5 times"),
         (card({"a": [80, 9, 9], "b": [80, 9, 9]}), "Every picture is a group of its own."),
-        (card({"a": [9, 9, 9], "b": [9, 9, 9]}, dropped=[{"path": "x", "reason": "y"}]), "1 pictures were left out"),
+        (
+            card({"a": [9, 9, 9], "b": [9, 9, 9]}, dropped=[{"path": "x", "reason": "y"}]),
+            "Pictures left out: 1, listed below",
+        ),
     ],
 )
 def test_notes_say_what_is_worth_a_look(found: dict, said: str):

@@ -65,7 +65,7 @@ def test_a_copy_in_two_splits_or_classes_of_the_source_is_refused_by_name(one: E
     with pytest.raises(MlopsError) as caught:
         done([one, other, entry("c")], "xxy")
     (line,) = caught.value.problems
-    assert f"1 pictures stand in two splits or classes, byte for byte: {named}; mend the source, or set" in line
+    assert f"1 picture stands in two splits or classes, byte for byte: {named}; mend the source, or set" in line
     assert "data.duplicates=drop" in line
 
 

@@ -14,18 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops import page
-from mlops.data.arrays import load
+from mlops.data.contact import contact_sheets
 from mlops.data.listing import SPLITS
 from mlops.errors import shorten
 from mlops.files import write_text
-from mlops.image import Pixels, shrink
+from mlops.image import Pixels
 
-# Of so many classes at most, so many images a side of each one's square.
-_SHEET_SIDES = ((12, 4), (60, 3), (200, 2))
-_MOST_SHEETS = 400
-# Of all sheets together: what makes a page of a few megabytes, however large the data.
-_SHEET_PIXELS = 1_000_000
-_LARGEST_THUMBNAIL, _SMALLEST_THUMBNAIL = 64, 40
 _MOST_ROWS = 100
 
 Row = dict[str, str]
@@ -36,7 +30,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
     with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
         card = describe(csv.DictReader(file), manifest)
     write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
-    write_text(folder / "card.html", render(card, _sheets(folder, manifest)))
+    write_text(folder / "card.html", render(card, contact_sheets(folder, manifest)))
 
 
 def describe(rows: Iterable[Row], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def notes(card: Mapping[str, Any]) -> list[str]:
     few = [name for name, count in counts["test"].items() if 0 < count < 5]
     if few:
         found.append(
-            f"{len(few)} of {len(counts['test'])} classes have fewer than 5 test images ({shorten(few)}): "
+            f"Classes with fewer than 5 test images: {len(few)} of {len(counts['test'])} ({shorten(few)}); "
             "one mistake moves their scores by a fifth or more."
         )
     imbalance = card["imbalance"]
@@ -122,9 +116,9 @@ def notes(card: Mapping[str, Any]) -> list[str]:
             "it by data.group, or in a column group: near-duplicates on two sides flatter every score."
         )
     if card["copies"]:
-        found.append(f"{card['copies']:,} pictures are copies of another, byte for byte; copies stay in one split.")
+        found.append(f"Copies of another picture, byte for byte: {card['copies']:,}; those we place stay in one split.")
     if left_out := len(card["skipped"]) + len(card["dropped"]):
-        found.append(f"{left_out:,} pictures were left out; they are listed below.")
+        found.append(f"Pictures left out: {left_out:,}, listed below.")
     return found
 
 
@@ -185,7 +179,7 @@ def _splits(card: Mapping[str, Any]) -> str:
         )
     alone = all(group["largest"] == 1 for group in card["groups"].values())
     what = "Every picture is a group of its own." if alone else "A group stays on one side of the split."
-    columns = ("split", "images", "share", "groups", "images in a group (median)", "most in one")
+    columns = ("split", "images", "share", "groups", "median group", "largest")
     return page.table(columns, rows) + f'<p class="soft">{what}</p>'
 
 
@@ -256,35 +250,3 @@ def _round_step(step: float) -> float:
     """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step)
-
-
-def _sheets(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[Pixels, list[str]]]:
-    """A square of training images of each class, with its name; the largest classes where there are very many."""
-    counts = manifest["counts"]["train"]
-    order = {name: position for position, name in enumerate(counts)}
-    chosen = sorted(sorted(counts, key=lambda name: -counts[name])[:_MOST_SHEETS], key=lambda name: order[name])
-    side = next((images for most, images in _SHEET_SIDES if len(chosen) <= most), 1)
-    thumbnail = min(_LARGEST_THUMBNAIL, int(math.sqrt(_SHEET_PIXELS / len(chosen)) / side))
-    images, labels = load(folder / "train.images.npy"), np.asarray(load(folder / "train.labels.npy"))
-    sheets = []
-    for name in chosen:
-        # They lie in the order of their paths, so that a group's lie together: evenly spaced, they differ most.
-        positions = np.flatnonzero(labels == order[name])
-        steps = np.linspace(0, len(positions) - 1, min(side * side, len(positions)))
-        sheet = _montage([images[p] for p in positions[np.unique(steps.round().astype(int))]], side, thumbnail)
-        sheets.append((sheet, [name, f"{counts[name]:,} training images"]))
-    return sheets
-
-
-def _montage(images: Sequence[Pixels], side: int, thumbnail: int) -> Pixels:
-    small = [shrink(image, thumbnail) for image in images]
-    # Tiny ones are enlarged by whole numbers: their pixels stay sharp.
-    factor = max(1, _SMALLEST_THUMBNAIL // small[0].shape[0])
-    small = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in small]
-    height, width = small[0].shape[:2]
-    rows = math.ceil(len(small) / side)
-    canvas = np.full((rows * (height + 2) - 2, side * (width + 2) - 2, 3), 136, dtype=np.uint8)
-    for position, image in enumerate(small):
-        top, left = position // side * (height + 2), position % side * (width + 2)
-        canvas[top : top + height, left : left + width] = image
-    return canvas

@@ -12,8 +12,7 @@ import socket
 import tarfile
 import urllib.error
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +20,8 @@ import filelock
 import numpy as np
 
 from mlops.data.arrays import ArrayTree
-from mlops.data.listing import Entry, Listing, in_order, read_csv
+from mlops.data.listing import Entry, Listing, in_order
+from mlops.data.published import SETS, gtsrb_training
 from mlops.data.tree import FolderTree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.files import safe_relative, users_to_mend, write_text, writing_to
@@ -37,96 +37,6 @@ TIMEOUT_SECONDS = 30.0
 
 # (path below the folder of the data set, label, group, split) of every image
 Row = tuple[str, int, str, str | None]
-# One split of a data set as torchvision opened it, and its folder -> (path, label) of every image
-Reader = Callable[[Any, Path], Iterable[tuple[Path, int]]]
-
-
-def _loaded(dataset: Any, _folder: Path) -> Iterator[tuple[Path, int]]:
-    # Opened with `loader=str`, a data set hands out paths in place of images.
-    for position in range(len(dataset)):
-        path, label = dataset[position]
-        yield Path(path), int(label)
-
-
-def _pets(dataset: Any, _folder: Path) -> Iterable[tuple[Path, int]]:
-    return zip(dataset._images, dataset._labels, strict=True)
-
-
-def _gtsrb_training(_dataset: Any, folder: Path) -> Iterator[tuple[Path, int]]:
-    for path in sorted((folder / "gtsrb/GTSRB/Training").glob("*/*.ppm")):
-        yield path, int(path.parent.name)
-
-
-def _gtsrb_test(_dataset: Any, folder: Path) -> Iterator[tuple[Path, int]]:
-    table = "gtsrb/GT-final_test.csv"
-    for _, row in read_csv(FolderTree(folder, [table]), table, ("Filename", "ClassId")):
-        yield folder / "gtsrb/GTSRB/Final_Test/Images" / row["Filename"], int(row["ClassId"])
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One split (None: the set has none): what torchvision's class is asked for, and how the answer is read."""
-
-    split: str | None
-    options: dict[str, Any]
-    read: Reader | None = None  # None: an array
-
-
-@dataclass(frozen=True)
-class _Set:
-    """The splits of a data set, and the archives that torchvision fetches, as paths below the set's folder."""
-
-    parts: tuple[_Part, ...]
-    archives: tuple[str, ...]
-
-
-def _flags() -> tuple[_Part, ...]:
-    return (_Part("train", {"train": True}), _Part("test", {"train": False}))
-
-
-def _splits(*names: str) -> tuple[_Part, ...]:
-    return tuple(_Part(name, {"split": name}) for name in names)
-
-
-def _files(*names: str) -> tuple[_Part, ...]:
-    return tuple(_Part(name, {"split": name, "loader": str}, _loaded) for name in names)
-
-
-def _idx(name: str) -> tuple[str, ...]:
-    return tuple(
-        f"{name}/raw/{part}-ubyte.gz"
-        for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    )
-
-
-SETS = {
-    "CIFAR10": _Set(_flags(), ("cifar-10-python.tar.gz",)),
-    "CIFAR100": _Set(_flags(), ("cifar-100-python.tar.gz",)),
-    "DTD": _Set(_files("train", "val", "test"), ("dtd/dtd-r1.0.1.tar.gz",)),
-    "EuroSAT": _Set((_Part(None, {"loader": str}, _loaded),), ("eurosat/EuroSAT.zip",)),
-    "FashionMNIST": _Set(_flags(), _idx("FashionMNIST")),
-    "Flowers102": _Set(
-        _files("train", "val", "test"),
-        ("flowers-102/102flowers.tgz", "flowers-102/imagelabels.mat", "flowers-102/setid.mat"),
-    ),
-    "Food101": _Set(_files("train", "test"), ("food-101.tar.gz",)),
-    "GTSRB": _Set(
-        (_Part("train", {"split": "train"}, _gtsrb_training), _Part("test", {"split": "test"}, _gtsrb_test)),
-        (
-            "gtsrb/GTSRB-Training_fixed.zip",
-            "gtsrb/GTSRB_Final_Test_Images.zip",
-            "gtsrb/GTSRB_Final_Test_GT.zip",
-        ),
-    ),
-    "KMNIST": _Set(_flags(), _idx("KMNIST")),
-    "MNIST": _Set(_flags(), _idx("MNIST")),
-    "OxfordIIITPet": _Set(
-        (_Part("train", {"split": "trainval"}, _pets), _Part("test", {"split": "test"}, _pets)),
-        ("oxford-iiit-pet/images.tar.gz", "oxford-iiit-pet/annotations.tar.gz"),
-    ),
-    "STL10": _Set(_splits("train", "test"), ("stl10_binary.tar.gz",)),
-    "SVHN": _Set(_splits("train", "test"), ("train_32x32.mat", "test_32x32.mat")),
-}
 
 
 def torchvision(name: str, downloads: Path) -> Listing:
@@ -201,7 +111,7 @@ def _list(name: str, folder: Path) -> None:
             for file, label in part.read(dataset, folder):
                 path = safe_relative(file.relative_to(folder).as_posix(), name)
                 # The file names of GTSRB begin with the track; only training images have one.
-                together = f"{label}/{file.name.split('_')[0]}" if part.read is _gtsrb_training else path
+                together = f"{label}/{file.name.split('_')[0]}" if part.read is gtsrb_training else path
                 rows.append((path, label, together, part.split))
         classes = classes or getattr(dataset, "classes", None)
     listing = {

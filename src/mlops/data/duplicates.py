@@ -42,8 +42,9 @@ def settle(
     clashes = [positions for positions in several if len({_side(entries[p]) for p in positions}) > 1]
     if clashes and action == "refuse":
         named = [" = ".join(_shown(entries[p], classes) for p in positions[:3]) for positions in clashes]
+        stand = "picture stands" if len(clashes) == 1 else "pictures stand"
         raise MlopsError(
-            f"data.duplicates=refuse: {len(clashes):,} pictures stand in two splits or classes, byte for byte: "
+            f"data.duplicates=refuse: {len(clashes):,} {stand} in two splits or classes, byte for byte: "
             f"{shorten(named)}; mend the source, or set data.duplicates=drop (test keeps its copy, then val; "
             "training images with two labels all go)"
         )

@@ -115,7 +115,7 @@ def refuse(problems: list[str]) -> None:
     """Raise what was found, if anything, with the rest of a long list as a number."""
     if problems:
         more = len(problems) - MOST_PROBLEMS
-        rest = [f"and {more:,} more problems of this kind"] if more > 0 else []
+        rest = [f"and {more:,} more problems"] if more > 0 else []
         raise MlopsError(problems[:MOST_PROBLEMS] + rest)
 
 
