@@ -97,11 +97,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     def best() -> Metrics:
         # A small validation split is soon without a mistake; of epochs that tie, the surer one is the better.
-        sign = -1 if settings.monitor.endswith("_loss") else 1
+        sign = -1 if schema.goal(settings.monitor) == "min" else 1
         return max(history, key=lambda metrics: (sign * metrics[settings.monitor], -metrics["val_loss"]))
 
     with (
-        Tracker(config.tracking, run.folder, dataclasses.asdict(config), data.fingerprint) as tracker,
+        Tracker(config.tracking, run.folder, dataclasses.asdict(config), settings.monitor) as tracker,
         bar("training", images) as progress,
     ):
 
@@ -110,7 +110,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
         def after_epoch(metrics: Metrics) -> None:
             history.append(metrics)
-            tracker.log_epoch(metrics)
+            tracker.log_epoch(metrics, best())
             if best() is metrics:
                 checkpoint.save(path, model.state_dict(), story | describe_epoch(metrics, history, steps))
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best() is metrics else ""))
@@ -141,9 +141,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         scores = score(*predict_split(model, batches["test"].evaluation()), classes)
         final = best() | overall_metrics(scores)
         checkpoint.save(path, model.state_dict(), story | describe_epoch(final, history, steps))
-        write_report(run.folder / "report", scores, history, int(final["epoch"]))
-        tracker.log_summary(overall_metrics(scores))
-        tracker.log_checkpoint(path)
+        report = run.folder / "report"
+        write_report(report, scores, history, int(final["epoch"]))
+        tracker.log_summary(final)
+        tracker.log_pictures({file.stem: file for file in (*report.glob("*.png"), *report.glob("index.html"))})
+        tracker.log_checkpoint(path, checkpoint.read_metadata(path))
 
     if promoted:
         with atomic(latest) as temporary:

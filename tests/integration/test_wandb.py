@@ -1,0 +1,344 @@
+"""Tracked runs against a W&B server, with W&B's own processes and its own `wandb sync`."""
+
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Command
+from integration.wandb_server import KEY, Artifact, Run, Server
+from mlops import checkpoint, tracking
+from mlops.config import TrackingConfig
+from mlops.tracking import Tracker
+from samples import QUICK, png
+
+METADATA = {
+    "metrics": {"val_Accuracy": 0.75},
+    "digest": "d1g3st",
+    "classes": ["a", "b", "c"],
+    "data": {"name": "signs", "fingerprint": "f1n9e2"},
+}
+EPOCHS = [
+    {"epoch": 1, "val_Accuracy": 0.5, "val_loss": 0.9},
+    {"epoch": 2, "val_Accuracy": 0.75, "val_loss": 0.4},
+    {"epoch": 3, "val_Accuracy": 0.25, "val_loss": 0.6},
+]
+BEST = EPOCHS[1]
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A W&B server, and a machine that knows of nothing else."""
+    import wandb
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home" / name))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", running_server.url)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield running_server
+    wandb.teardown()  # the next test's environment is another
+    running_server.resume()
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+    monkeypatch.setattr(tracking, "CALL_TIMEOUT", 2.0)
+    monkeypatch.setattr(tracking, "END_TIMEOUT", 4.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "2026-01-01" / "12-00-00-abcd"
+    made.mkdir(parents=True)
+    (made / "best_model.pth").write_bytes(b"weights")
+    (made / "curves.png").write_bytes(png())
+    return made
+
+
+def tracker(folder: Path, mode: str = "wandb", monitor: str = "val_Accuracy") -> Tracker:
+    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 7}, monitor)
+
+
+def nothing() -> None:
+    """No accident."""
+
+
+def track(folder: Path, mode: str = "wandb", middle: Callable[[], object] = nothing, end: Callable[[], object] = nothing) -> float:
+    """A whole tracked run of three epochs, with something that happens on the way; the seconds its end took."""
+    with tracker(folder, mode) as tracked:
+        for metrics in EPOCHS:
+            if metrics["epoch"] == 2:
+                middle()
+            tracked.log_epoch(metrics, min(metrics, BEST, key=lambda row: row["val_loss"]) if metrics["epoch"] > 1 else metrics)
+        tracked.log_summary(BEST | {"test_Accuracy": 0.625})
+        tracked.log_pictures({"curves": folder / "curves.png"})
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+        end()
+        started = time.monotonic()
+    return time.monotonic() - started
+
+
+def sync(path: Path) -> None:
+    """`wandb sync`, as a user types it."""
+    wandb = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([wandb, "sync", path], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kept(folder: Path) -> Path:
+    """The one W&B run of a run's folder."""
+    (found,) = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+    return found
+
+
+def arrived(server: Server, folder: Path) -> tuple[Run, Artifact]:
+    """What the server has of the run of a folder."""
+    run = server.runs[kept(folder).name.split("-")[-1]]
+    (artifact,) = [item for item in server.artifacts.values() if item.run == run.name and item.committed]
+    return run, artifact
+
+
+def assert_whole(server: Server, folder: Path) -> None:
+    run, artifact = arrived(server, folder)
+    assert [{key: row[key] for key in EPOCHS[0]} for row in run.rows] == EPOCHS
+    assert run.summary["best_epoch"] == run.summary["epoch"] == 2
+    assert (run.summary["val_Accuracy"], run.summary["val_loss"], run.summary["test_Accuracy"]) == (0.75, 0.4, 0.625)
+    assert run.files[run.summary["report/curves"]["path"]] == png()
+    assert set(artifact.aliases) == {"best", "f1n9e2", "latest"}
+    assert artifact.files == {"best_model.pth": b"weights"}
+    assert run.exit_codes == [0]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_training_arrives_with_config_metrics_pictures_and_checkpoint(
+    server: Server, pictures: Path, workplace: Path, hydra_command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLOPS_SECRET", "s3cr3t-value")
+    before = len(server.received)
+    done = hydra_command("train", *QUICK, f"data.root={pictures}", "tracking=wandb")
+    assert done.code == 0, done.err
+    (folder,) = (workplace / "outputs").glob("*/*")
+    run, artifact = arrived(server, folder)
+    story = checkpoint.read_metadata(folder / "best_model.pth")
+
+    assert f"W&B run: {server.url}/team/mlops/runs/{run.name}" in (folder / "train.log").read_text()
+    assert run.display_name == f"{folder.parent.name}/{folder.name}"
+    assert run.config["training"] == story["config"]["training"]
+    assert [{key: row[key] for key in story["history"][0]} for row in run.rows] == story["history"]
+    assert run.summary.items() >= (story["metrics"] | {"best_epoch": story["epoch"]}).items()
+    for picture in (folder / "report").glob("*.png"):
+        assert run.files[run.summary[f"report/{picture.stem}"]["path"]] == picture.read_bytes()
+    assert run.exit_codes == [0]
+
+    assert artifact.type == "model"
+    assert set(artifact.aliases) == {"best", story["data"]["fingerprint"], "latest"}
+    assert artifact.files == {"best_model.pth": (folder / "best_model.pth").read_bytes()}
+    assert artifact.metadata == {
+        "metrics": story["metrics"],
+        "digest": story["digest"],
+        "classes": 3,
+        "data": "pictures",
+        "fingerprint": story["data"]["fingerprint"],
+    }
+
+    sent = b"\n".join(server.received[before:])
+    assert set(run.files) <= {"wandb-summary.json", "config.yaml"} | {name for name in run.files if "media/" in name}
+    for private in ("s3cr3t-value", "train.py", "diff --git", "hydra-core=="):
+        assert private.encode() not in sent
+    assert all(not upsert.get("host") and not upsert.get("program") for upsert in run.upserts)
+
+
+@pytest.mark.parametrize(("monitor", "code"), [("val_Accuracy", 2), ("val_loss", 1)])
+def test_the_monitor_is_the_one_metric_with_a_goal(monitor: str, code: int, server: Server, folder: Path):
+    with tracker(folder, monitor=monitor) as tracked:
+        tracked.log_epoch(EPOCHS[0], EPOCHS[0])
+    metrics = {item.get("1", item.get("2")): item for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]}
+    assert metrics[monitor]["7"] == [code]  # 1: min, 2: max
+    assert metrics[monitor]["5"] == [item.get("1") for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]].index("epoch") + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError(), 1), (SystemExit(143), 143), (KeyboardInterrupt(), 130), (SystemExit(), 0)]
+)
+def test_a_run_that_fails_shows_as_failed(error: BaseException, code: int, server: Server, folder: Path):
+    with pytest.raises(type(error)), tracker(folder) as tracked:
+        tracked.log_epoch(EPOCHS[0], EPOCHS[0])
+        raise error
+    assert server.runs[str(tracked.run_id)].exit_codes == [code]
+
+
+def swallowing_host() -> socket.socket:
+    """A host that takes connections and never answers."""
+    host = socket.socket()
+    host.bind(("127.0.0.1", 0))
+    host.listen()
+    return host
+
+
+@pytest.mark.parametrize("how", ["refused", "swallowed", "wrong key", "short key", "no key"])
+def test_without_w_and_b_at_the_start_the_run_is_kept_on_disk_and_can_be_sent_later(
+    how: str,
+    server: Server,
+    folder: Path,
+    short_waits: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    with swallowing_host() as host:
+        with monkeypatch.context() as patch:
+            keys = {"wrong key": "w" * 40, "short key": "w", "no key": ""}
+            patch.setenv("WANDB_API_KEY", keys.get(how, KEY))
+            if how == "swallowed":
+                patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{host.getsockname()[1]}")
+            if how == "refused":
+                server.stop()
+            started = time.monotonic()
+            assert track(folder) < 2
+            assert time.monotonic() - started < 2 + 5
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B cannot be reached (")
+    assert warning.endswith(f"so this run is kept on disk; send it with: wandb sync {kept(folder)}")
+    assert kept(folder).name.startswith("offline-run-")
+    server.resume()
+    sync(kept(folder))
+    assert_whole(server, folder)
+
+
+@pytest.mark.parametrize("when", ["middle", "end"])
+@pytest.mark.parametrize("how", ["stop", "hang"])
+def test_when_the_server_goes_the_run_goes_on_and_can_be_sent_later(
+    how: str, when: str, server: Server, folder: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+):
+    started = time.monotonic()
+    assert track(folder, **{when: getattr(server, how)}) <= 4.2
+    assert time.monotonic() - started < 4 + 4
+    (warning,) = warnings(caplog)
+    assert warning == (
+        f"W&B failed, the run goes on without it: it does not answer; send what it has kept with: wandb sync {kept(folder)}"
+    )
+    server.resume()
+    sync(kept(folder))
+    assert_whole(server, folder)
+
+
+def core() -> int:
+    """The process id of W&B's own process, a child of ours."""
+    found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+    (pid,) = [line.split()[0] for line in found.stdout.splitlines() if "wandb-core" in line]
+    return int(pid)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="signals and ps as on Linux")
+@pytest.mark.parametrize(("signal_", "mode"), [("KILL", "wandb"), ("STOP", "wandb"), ("KILL", "offline")])
+def test_losing_w_and_bs_own_process_costs_one_warning(
+    signal_: str, mode: str, server: Server, folder: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+):
+    started = time.monotonic()
+    assert track(folder, mode, middle=lambda: subprocess.run(["kill", f"-{signal_}", str(core())], check=True)) <= 4.2
+    assert time.monotonic() - started < 4 + 4
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B failed, the run goes on without it: ")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == EPOCHS
+    # A later run of the same process, such as a sweep's next trial, is tracked as ever.
+    later = folder.parent / "later"
+    later.mkdir()
+    for name in ("best_model.pth", "curves.png"):
+        (later / name).write_bytes((folder / name).read_bytes())
+    track(later)
+    assert_whole(server, later)
+
+
+def test_a_picture_that_cannot_be_sent_costs_the_picture(
+    server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    with tracker(folder) as tracked:
+        tracked.log_pictures({"broken": folder / "best_model.pth"})
+        tracked.log_pictures({"missing": folder / "nothing.png"})
+        tracked.log_epoch(BEST, BEST)
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B failed, the run goes on without it: ")
+    run, artifact = arrived(server, folder)
+    assert len(run.rows) == 1
+    assert "best" in artifact.aliases
+    assert run.exit_codes == [0]
+
+
+def test_a_page_of_the_report_is_shown_too(server: Server, folder: Path):
+    (folder / "index.html").write_text("<p>how well it did</p>")
+    with tracker(folder) as tracked:
+        tracked.log_pictures({"index": folder / "index.html"})
+    run = server.runs[str(tracked.run_id)]
+    assert b"how well it did" in run.files[run.summary["report/index"]["path"]]
+    assert run.rows == []
+
+
+def test_a_trial_of_a_sweep_keeps_the_names_that_the_agent_gave(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    for name, value in {"SWEEP_ID": "sw1", "RUN_ID": "trial5", "PROJECT": "swept", "ENTITY": "team"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with tracker(folder) as tracked:
+        tracked.log_epoch(BEST, BEST)
+    assert tracked.run_id == "trial5"
+    assert server.runs["trial5"].upserts[0]["project"] == "swept"
+    assert server.runs["trial5"].upserts[0]["sweep"] == "sw1"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_interrupts_pass_through_the_wait_at_the_end(server: Server, folder: Path, short_waits: None):
+    import signal
+
+    server_hangs = server.hang
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), tracker(folder) as tracked:
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+        server_hangs()
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    assert time.monotonic() - started < 3.5
+
+
+def test_the_weights_are_the_same_with_and_without_w_and_b(
+    server: Server, pictures: Path, workplace: Path, hydra_command: Command, short_waits: None
+):
+    def weights(*more: str) -> dict[str, Any]:
+        done = hydra_command("train", *QUICK, f"data.root={pictures}", *more)
+        assert done.code == 0, done.err
+        newest = max((workplace / "outputs").glob("*/*/best_model.pth"), key=lambda path: path.stat().st_mtime_ns)
+        return checkpoint.read(newest).state_dict
+
+    alone = weights("tracking=off")
+    tracked = [weights("tracking=offline"), weights("tracking=wandb")]
+    server.stop()
+    import wandb
+
+    wandb.teardown()
+    tracked.append(weights("tracking=wandb"))
+    for other in tracked:
+        assert set(other) == set(alone)
+        assert all((other[name] == value).all() for name, value in alone.items())
