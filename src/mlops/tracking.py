@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import threading
@@ -134,9 +135,7 @@ class Tracker:
             artifact.finalize()
             # `run.log_artifact` does this too, but asks the server first: with a dead one it waits for 19 s, raises,
             # and the artifact is not even on disk to be sent later.
-            run._interface.publish_artifact(
-                run, artifact, ["best", data["fingerprint"], "latest"], is_user_created=True, finalize=True
-            )
+            run._interface.publish_artifact(run, artifact, ["best", data["fingerprint"], "latest"])
 
         self._try(send)
 
@@ -161,11 +160,10 @@ class Tracker:
             self._warn(error)
             self._give_up()
             return
-        send = f"send it with: wandb sync {self._run.sync_dir}"
         if reason is None:
-            log.info(f"W&B run kept on disk; {send}")
+            log.info(f"W&B run kept on disk; send it with: {self._sync()}")
         else:
-            log.warning(f"W&B cannot be reached ({reason}), so this run is kept on disk; {send}")
+            log.warning(f"W&B cannot be reached ({reason}), so this run is kept on disk; send it with: {self._sync()}")
 
     def _begin(self, mode: str) -> Any:
         """Start a W&B run, or raise what it raises."""
@@ -239,8 +237,14 @@ class Tracker:
             return
         self._warned = True
         reason = "it does not answer" if isinstance(error, TimeoutError) else one_line(error)
-        send = f"; send what it has kept with: wandb sync {self._run.sync_dir}" if self._run is not None else ""
+        send = f"; send what it has kept with: {self._sync()}" if self._run is not None else ""
         log.warning(f"W&B failed, the run goes on without it: {reason}{send}")
+
+    def _sync(self) -> str:
+        """The command that sends what is on disk."""
+        # Without the flag, `wandb sync` skips a run that was once online.
+        flag = "" if self._run.offline else "--include-online "
+        return f"wandb sync {flag}{shlex.quote(self._run.sync_dir)}"
 
     def _give_up(self) -> None:
         """End W&B's own process, so that nothing waits for it any more and a later run starts a new one."""
