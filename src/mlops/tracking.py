@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from mlops.config import TrackingConfig, goal
 from mlops.errors import one_line
@@ -149,7 +149,7 @@ class Tracker:
                 log.info(f"W&B run: {self._run.url}")
                 return
             except Exception as error:
-                reason = one_line(error).split(" Consider increasing")[0]
+                reason = _reason(error)
                 self._give_up()
                 # Empty: the offline run has the same id, and one run should be one folder to send.
                 for left in self._folder.glob(f"wandb/run-*-{self.run_id}"):
@@ -165,7 +165,7 @@ class Tracker:
         else:
             log.warning(f"W&B cannot be reached ({reason}), so this run is kept on disk; send it with: {self._sync()}")
 
-    def _begin(self, mode: str) -> Any:
+    def _begin(self, mode: Literal["online", "offline"]) -> Any:
         """Start a W&B run, or raise what it raises."""
 
         def begin() -> Any:
@@ -193,21 +193,20 @@ class Tracker:
                 finish_timeout_raises=True,
             )
             # A sweep's agent has named these already.
-            named = (
-                {}
-                if "WANDB_SWEEP_ID" in os.environ
-                else {"project": self._config.project, "entity": self._config.entity, "id": self.run_id}
-            )
+            named = "WANDB_SWEEP_ID" in os.environ
             run = wandb.init(
                 mode=mode,
                 dir=str(self._folder),
+                project=None if named else self._config.project,
+                entity=None if named else self._config.entity,
+                id=None if named else self.run_id,
                 name=f"{self._folder.parent.name}/{self._folder.name}",
                 config=self._run_config,
                 settings=settings,
-                **named,
             )
+            connection: Any = service._connection
             with contextlib.suppress(AttributeError):  # not ours to end, or W&B has changed
-                self._core = service._connection._proc._process
+                self._core = connection._proc._process
             run.define_metric("epoch", hidden=True)
             # The summary is ours to write: the best epoch's, not the last one's.
             run.define_metric("*", step_metric="epoch", summary="none")
@@ -236,9 +235,8 @@ class Tracker:
         if self._warned:
             return
         self._warned = True
-        reason = "it does not answer" if isinstance(error, TimeoutError) else one_line(error)
         send = f"; send what it has kept with: {self._sync()}" if self._run is not None else ""
-        log.warning(f"W&B failed, the run goes on without it: {reason}{send}")
+        log.warning(f"W&B failed, the run goes on without it: {_reason(error)}{send}")
 
     def _sync(self) -> str:
         """The command that sends what is on disk."""
@@ -276,6 +274,11 @@ def _within(seconds: float, action: Callable[[], T]) -> T:
 
     threading.Thread(target=work, name="wandb", daemon=True).start()
     return future.result(seconds)
+
+
+def _reason(error: Exception) -> str:
+    # Advice on a setting of W&B's is none to a user of ours.
+    return "it does not answer" if isinstance(error, TimeoutError) else one_line(error).split(" Consider increasing")[0]
 
 
 def _exit_code(error: BaseException | None) -> int:

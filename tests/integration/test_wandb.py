@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,15 +56,20 @@ def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", running_server.url)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.1")
     yield running_server
     wandb.teardown()  # the next test's environment is another
     running_server.resume()
 
 
 @pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
-    monkeypatch.setattr(tracking, "CALL_TIMEOUT", 2.0)
+
+
+@pytest.fixture
+def short_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "CALL_TIMEOUT", 3.0)
     monkeypatch.setattr(tracking, "END_TIMEOUT", 4.0)
 
 
@@ -84,13 +90,17 @@ def nothing() -> None:
     """No accident."""
 
 
-def track(folder: Path, mode: str = "wandb", middle: Callable[[], object] = nothing, end: Callable[[], object] = nothing) -> float:
+def track(
+    folder: Path, mode: str = "wandb", middle: Callable[[], object] = nothing, end: Callable[[], object] = nothing
+) -> float:
     """A whole tracked run of three epochs, with something that happens on the way; the seconds its end took."""
     with tracker(folder, mode) as tracked:
         for metrics in EPOCHS:
             if metrics["epoch"] == 2:
                 middle()
-            tracked.log_epoch(metrics, min(metrics, BEST, key=lambda row: row["val_loss"]) if metrics["epoch"] > 1 else metrics)
+            tracked.log_epoch(
+                metrics, min(metrics, BEST, key=lambda row: row["val_loss"]) if metrics["epoch"] > 1 else metrics
+            )
         tracked.log_summary(BEST | {"test_Accuracy": 0.625})
         tracked.log_pictures({"curves": folder / "curves.png"})
         tracked.log_checkpoint(folder / "best_model.pth", METADATA)
@@ -129,6 +139,13 @@ def assert_whole(server: Server, folder: Path) -> None:
     assert set(artifact.aliases) == {"best", "f1n9e2", "latest"}
     assert artifact.files == {"best_model.pth": b"weights"}
     assert run.exit_codes == [0]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -181,7 +198,10 @@ def test_the_monitor_is_the_one_metric_with_a_goal(monitor: str, code: int, serv
         tracked.log_epoch(EPOCHS[0], EPOCHS[0])
     metrics = {item.get("1", item.get("2")): item for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]}
     assert metrics[monitor]["7"] == [code]  # 1: min, 2: max
-    assert metrics[monitor]["5"] == [item.get("1") for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]].index("epoch") + 1
+    assert (
+        metrics[monitor]["5"]
+        == [item.get("1") for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]].index("epoch") + 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,21 +227,18 @@ def test_without_w_and_b_at_the_start_the_run_is_kept_on_disk_and_can_be_sent_la
     how: str,
     server: Server,
     folder: Path,
-    short_waits: None,
+    short_start: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    with swallowing_host() as host:
-        with monkeypatch.context() as patch:
-            keys = {"wrong key": "w" * 40, "short key": "w", "no key": ""}
-            patch.setenv("WANDB_API_KEY", keys.get(how, KEY))
-            if how == "swallowed":
-                patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{host.getsockname()[1]}")
-            if how == "refused":
-                server.stop()
-            started = time.monotonic()
-            assert track(folder) < 2
-            assert time.monotonic() - started < 2 + 5
+    with swallowing_host() as host, monkeypatch.context() as patch:
+        keys = {"wrong key": "w" * 40, "short key": "w", "no key": ""}
+        patch.setenv("WANDB_API_KEY", keys.get(how, KEY))
+        if how == "swallowed":
+            patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{host.getsockname()[1]}")
+        if how == "refused":
+            server.stop()
+        assert track(folder) < 3
     (warning,) = warnings(caplog)
     assert warning.startswith("W&B cannot be reached (")
     assert warning.endswith(f"so this run is kept on disk; send it with: wandb sync {kept(folder)}")
@@ -234,11 +251,16 @@ def test_without_w_and_b_at_the_start_the_run_is_kept_on_disk_and_can_be_sent_la
 @pytest.mark.parametrize("when", ["middle", "end"])
 @pytest.mark.parametrize("how", ["stop", "hang"])
 def test_when_the_server_goes_the_run_goes_on_and_can_be_sent_later(
-    how: str, when: str, server: Server, folder: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+    how: str, when: str, server: Server, folder: Path, short_end: None, caplog: pytest.LogCaptureFixture
 ):
-    started = time.monotonic()
-    assert track(folder, **{when: getattr(server, how)}) <= 4.2
-    assert time.monotonic() - started < 4 + 4
+    known = set(server.runs)
+
+    def accident() -> None:
+        if when == "middle":  # some of it has arrived: sending it again must not double it
+            wait_for(lambda: any(run.rows for name, run in server.runs.items() if name not in known))
+        getattr(server, how)()
+
+    assert track(folder, **{when: accident}) < 4.5
     (warning,) = warnings(caplog)
     assert warning == (
         f"W&B failed, the run goes on without it: it does not answer; send what it has kept with: wandb sync --include-online {kept(folder)}"
@@ -250,7 +272,9 @@ def test_when_the_server_goes_the_run_goes_on_and_can_be_sent_later(
 
 def core() -> int:
     """The process id of W&B's own process, a child of ours."""
-    found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
+    )
     (pid,) = [line.split()[0] for line in found.stdout.splitlines() if "wandb-core" in line]
     return int(pid)
 
@@ -258,11 +282,9 @@ def core() -> int:
 @pytest.mark.skipif(platform.system() != "Linux", reason="signals and ps as on Linux")
 @pytest.mark.parametrize(("signal_", "mode"), [("KILL", "wandb"), ("STOP", "wandb"), ("KILL", "offline")])
 def test_losing_w_and_bs_own_process_costs_one_warning(
-    signal_: str, mode: str, server: Server, folder: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+    signal_: str, mode: str, server: Server, folder: Path, short_end: None, caplog: pytest.LogCaptureFixture
 ):
-    started = time.monotonic()
-    assert track(folder, mode, middle=lambda: subprocess.run(["kill", f"-{signal_}", str(core())], check=True)) <= 4.2
-    assert time.monotonic() - started < 4 + 4
+    assert track(folder, mode, middle=lambda: subprocess.run(["kill", f"-{signal_}", str(core())], check=True)) < 4.5
     (warning,) = warnings(caplog)
     assert warning.startswith("W&B failed, the run goes on without it: ")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -314,7 +336,7 @@ def test_a_trial_of_a_sweep_keeps_the_names_that_the_agent_gave(
     assert capfd.readouterr() == ("", "")
 
 
-def test_interrupts_pass_through_the_wait_at_the_end(server: Server, folder: Path, short_waits: None):
+def test_interrupts_pass_through_the_wait_at_the_end(server: Server, folder: Path, short_end: None):
     import signal
 
     server_hangs = server.hang
@@ -328,7 +350,12 @@ def test_interrupts_pass_through_the_wait_at_the_end(server: Server, folder: Pat
 
 
 def test_the_weights_are_the_same_with_and_without_w_and_b(
-    server: Server, pictures: Path, workplace: Path, hydra_command: Command, short_waits: None
+    server: Server,
+    pictures: Path,
+    workplace: Path,
+    hydra_command: Command,
+    short_end: None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     def weights(*more: str) -> dict[str, Any]:
         done = hydra_command("train", *QUICK, f"data.root={pictures}", *more)
@@ -338,11 +365,18 @@ def test_the_weights_are_the_same_with_and_without_w_and_b(
 
     alone = weights("tracking=off")
     tracked = [weights("tracking=offline"), weights("tracking=wandb")]
-    server.stop()
-    import wandb
+    known = len(server.runs)
 
-    wandb.teardown()
+    def stop_in_the_middle() -> None:
+        wait_for(lambda: len(server.runs) > known)
+        server.stop()
+
+    accident = threading.Thread(target=stop_in_the_middle)
+    accident.start()
     tracked.append(weights("tracking=wandb"))
+    accident.join()
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+    tracked.append(weights("tracking=wandb"))  # the server is still away
     for other in tracked:
         assert set(other) == set(alone)
         assert all((other[name] == value).all() for name, value in alone.items())

@@ -23,8 +23,8 @@ class Run:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     display_name: str | None = None
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """The rows by their line in `wandb-history.jsonl`: one that is sent again replaces itself."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of `wandb-history.jsonl`."""
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_codes: list[int] = field(default_factory=list)
@@ -32,8 +32,8 @@ class Run:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The history, in order."""
-        return [self.history[line] for line in sorted(self.history)]
+        """The history by `_step`: `wandb sync` sends what has arrived already once more, as further lines."""
+        return list({row["_step"]: row for row in self.history}.values())
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Server:
 
     def _answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
         self.received.append(body)
-        parts = path.split("?")[0].strip("/").split("/")
+        parts = path.split("?", maxsplit=1)[0].strip("/").split("/")
         if path == "/graphql":
             request = json.loads(body)
             name, variables = request.get("operationName"), request.get("variables") or {}
@@ -146,7 +146,7 @@ class Server:
         for name, chunk in (sent.get("files") or {}).items():
             lines = [json.loads(line) for line in chunk["content"]] if name.endswith((".json", ".jsonl")) else []
             if name == "wandb-history.jsonl":
-                run.history |= dict(enumerate(lines, chunk["offset"]))
+                run.history[chunk["offset"] :] = lines
             elif name == "wandb-summary.json":
                 run.summary = lines[-1]
         if sent.get("complete"):
@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._reply(401, {"errors": [{"message": "unknown key"}]})
 
-    do_GET = do_PUT = do_POST
+    do_GET = do_PUT = do_POST  # noqa: N815
 
     def _reply(self, code: int, answer: dict[str, Any]) -> None:
         body = json.dumps(answer).encode()
