@@ -43,8 +43,10 @@ def test_metrics_jsonl_holds_one_object_an_epoch(tmp_path: Path):
 
 def read_offline_run(folder: Path) -> list[tuple[str, Any]]:
     """The records of a W&B offline run, by their kind: protobuf messages in LevelDB's log format."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # what the interpreter does at its end: W&B's process closes the file
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     data, position, parts, found = file.read_bytes(), 7, b"", []  # 7 bytes name the format
     while position + 7 <= len(data):
