@@ -54,7 +54,7 @@ class Tracker:
         self._run_config = run_config
         self._monitor = monitor
         self._run: Any = None
-        self._core: subprocess.Popen[bytes] | None = None
+        self._service: Any = None
         self._warned = False
 
     def __enter__(self) -> Self:
@@ -172,7 +172,7 @@ class Tracker:
             import wandb
 
             # Silent from here on: what matters is one line of ours, and a silent W&B never asks for a key.
-            service = wandb.setup(wandb.Settings(silent=True))
+            self._service = wandb.setup(wandb.Settings(silent=True))
             settings = wandb.Settings(
                 silent=True,
                 console="off",
@@ -204,9 +204,6 @@ class Tracker:
                 config=self._run_config,
                 settings=settings,
             )
-            connection: Any = service._connection
-            with contextlib.suppress(AttributeError):  # not ours to end, or W&B has changed
-                self._core = connection._proc._process
             run.define_metric("epoch", hidden=True)
             # The summary is ours to write: the best epoch's, not the last one's.
             run.define_metric("*", step_metric="epoch", summary="none")
@@ -247,11 +244,10 @@ class Tracker:
     def _give_up(self) -> None:
         """End W&B's own process, so that nothing waits for it any more and a later run starts a new one."""
         self._run = None
-        if self._core is not None:
-            self._core.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._core.wait(1)
-            self._core = None
+        with contextlib.suppress(AttributeError, subprocess.TimeoutExpired):  # none yet, or another program's
+            core: subprocess.Popen[bytes] = self._service._connection._proc._process
+            core.kill()
+            core.wait(1)
 
         def forget() -> None:
             import wandb

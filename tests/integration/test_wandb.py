@@ -49,6 +49,7 @@ def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A W&B server, and a machine that knows of nothing else."""
     import wandb
 
+    wandb.teardown()  # what another test has started
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("CACHE", "DATA", "CONFIG"):
@@ -57,7 +58,6 @@ def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", running_server.url)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.1")
     yield running_server
     wandb.teardown()  # the next test's environment is another
     running_server.resume()
@@ -257,7 +257,8 @@ def test_when_the_server_goes_the_run_goes_on_and_can_be_sent_later(
     known = set(server.runs)
 
     def accident() -> None:
-        if when == "middle":  # some of it has arrived: sending it again must not double it
+        if (how, when) == ("stop", "middle"):  # once is enough, W&B takes 15 s to send a row
+            # What has arrived is sent again later, and must not be there twice.
             wait_for(lambda: any(run.rows for name, run in server.runs.items() if name not in known))
         getattr(server, how)()
 
@@ -345,7 +346,7 @@ from mlops.tracking import Tracker
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 with Tracker(TrackingConfig(mode="wandb"), Path(sys.argv[1]), {}, "val_loss") as tracked:
     if "kill" in sys.argv:
-        tracked._core.kill()
+        tracked._service._connection._proc._process.kill()
     tracked.log_epoch({"epoch": 1, "val_loss": 1.0}, {"epoch": 1, "val_loss": 1.0})
 """
 
