@@ -6,27 +6,47 @@ from typing import Any
 import pytest
 
 from mlops.config import TrackingConfig
+from mlops.errors import MlopsError
 from mlops.tracking import Tracker
 
 
 def tracker(folder: Path, mode: str) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
-    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 0}, "f1n9e2")
+    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 0}, "val_loss")
+
+
+EPOCHS = [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": 0.25}]
+METADATA = {"metrics": {}, "digest": "d1", "classes": ["a", "b"], "data": {"name": "signs", "fingerprint": "f1n9e2"}}
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B finds no key, and leaves nothing on the machine."""
+    for name in ("CACHE_DIR", "DATA_DIR", "CONFIG_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
 
 
 def test_metrics_jsonl_holds_one_object_an_epoch(tmp_path: Path):
     with tracker(tmp_path, "off") as tracking:
-        tracking.log_epoch({"epoch": 1, "val_loss": 0.5})
-        tracking.log_epoch({"epoch": 2, "val_loss": 0.25})
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+        tracking.log_epoch(EPOCHS[1], EPOCHS[1])
+        tracking.log_summary(EPOCHS[1])
+        tracking.log_pictures({"curves": tmp_path / "curves.png"})
+        tracking.log_checkpoint(tmp_path / "best_model.pth", METADATA)
+    assert tracking.run_id is None
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": 0.25}]
+    assert [json.loads(line) for line in lines] == EPOCHS
     assert not (tmp_path / "wandb").exists()
 
 
 def read_offline_run(folder: Path) -> list[tuple[str, Any]]:
     """The records of a W&B offline run, by their kind: protobuf messages in LevelDB's log format."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # what the interpreter does at its end: W&B's process closes the file
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     data, position, parts, found = file.read_bytes(), 7, b"", []  # 7 bytes name the format
     while position + 7 <= len(data):
@@ -45,17 +65,17 @@ def read_offline_run(folder: Path) -> list[tuple[str, Any]]:
     return found
 
 
-def test_an_offline_run_holds_config_metrics_and_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WANDB_API_KEY", "")
+def test_an_offline_run_holds_config_metrics_and_the_checkpoint(tmp_path: Path):
     folder = tmp_path / "2026-01-01" / "12-00-00-abcd"
     with tracker(folder, "offline") as tracking:
         (folder / "best_model.pth").write_bytes(b"weights")
-        tracking.log_epoch({"epoch": 1, "val_loss": 0.5})
-        tracking.log_epoch({"epoch": 2, "val_loss": 0.25})
-        tracking.log_summary({"test_Accuracy": 0.9})
-        tracking.log_checkpoint(folder / "best_model.pth")
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+        tracking.log_epoch(EPOCHS[1], EPOCHS[1])
+        tracking.log_summary(EPOCHS[1] | {"test_Accuracy": 0.9})
+        tracking.log_checkpoint(folder / "best_model.pth", METADATA)
     records = read_offline_run(folder)
     (run,) = [record for kind, record in records if kind == "run"]
+    assert run.run_id == tracking.run_id
     assert run.display_name == "2026-01-01/12-00-00-abcd"
     assert "seed" in {update.key for update in run.config.update}
     rows = [
@@ -75,3 +95,20 @@ def test_a_run_that_fails_is_marked_as_failed(tmp_path: Path):
         with pytest.raises(type(error)), tracker(folder, "offline"):
             raise error
         assert [record.exit_code for kind, record in read_offline_run(folder) if kind == "exit"] == [code]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_without_room_for_the_metrics_is_the_users_to_mend(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with tracker(tmp_path, "off") as tracking, pytest.raises(MlopsError, match="No space left on device; free some"):
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+
+
+def test_files_that_w_and_b_cannot_write_cost_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "wandb").write_text("a file where W&B wants its folder")
+    with tracker(tmp_path, "offline") as tracking:
+        for metrics in EPOCHS:
+            tracking.log_epoch(metrics, metrics)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "mlops.tracking"]
+    assert warning.startswith("W&B failed, the run goes on without it: ")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

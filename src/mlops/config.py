@@ -52,6 +52,11 @@ Monitor = Literal[
 ]
 
 
+def goal(metric: str) -> Literal["min", "max"]:
+    """Which way a metric is better."""
+    return "min" if metric.endswith("_loss") else "max"
+
+
 def setting(
     default: Any,
     help_: str,

@@ -1,15 +1,39 @@
-"""One small tracker: `metrics.jsonl` always, W&B beside it when asked."""
+"""One small tracker: `metrics.jsonl` always, W&B beside it when asked.
 
+W&B never costs a run. Whatever it raises is one warning, and it never holds a run for long: a start that fails becomes
+an offline run, and every call runs in a thread that is left behind when its time is up. `KeyboardInterrupt` and
+`SystemExit` pass through. docs/tracking.md says what is sent.
+"""
+
+import contextlib
 import json
 import logging
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
-from mlops.config import TrackingConfig
+from mlops.config import TrackingConfig, goal
 from mlops.errors import one_line
+from mlops.files import writing_to
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Seconds. A server that answers takes 1 to 5 for a start; one that does not is not worth more, for the run is kept on
+# disk and sent later.
+START_TIMEOUT = 15.0
+# A call hands a record to W&B's own process and takes milliseconds; the artifact's checksum is the longest of them.
+CALL_TIMEOUT = 10.0
+# The end waits so long in all. W&B's own `finish_timeout` does not hold while an artifact waits for a dead server.
+END_TIMEOUT = 30.0
 
 
 class Tracker:
@@ -18,80 +42,245 @@ class Tracker:
     Args:
         folder: the run's; `metrics.jsonl` (one object an epoch) and `wandb/` are written there.
         run_config: the resolved config, for W&B.
-        fingerprint: of the data, an alias of the checkpoint's artifact.
+        monitor: the metric that picks the best epoch.
+
+    `run_id` is W&B's id of the run, once the context is entered; None without W&B.
     """
 
-    def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], fingerprint: str) -> None:
+    def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], monitor: str) -> None:
+        self.run_id: str | None = None
         self._config = config
         self._folder = folder
         self._run_config = run_config
-        self._fingerprint = fingerprint
+        self._monitor = monitor
         self._run: Any = None
+        self._service: Any = None
+        self._warned = False
 
     def __enter__(self) -> Self:
         if self._config.mode != "off":
-            self._run = self._start_wandb()
+            self._start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._run is not None:
-            code = (
-                error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(error is not None)
-            )
-            self._run.finish(exit_code=code)
-
-    def log_epoch(self, metrics: dict[str, float]) -> None:
-        """Write the metrics of one epoch, once."""
-        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if self._run is not None:
-            # One call an epoch: W&B's early stopping counts calls.
-            self._run.log(metrics)
-
-    def log_summary(self, metrics: dict[str, float]) -> None:
-        """Metrics of the whole run, such as those on the test split."""
-        if self._run is not None:
-            self._run.summary.update(metrics)
-
-    def log_checkpoint(self, path: Path) -> None:
-        """Keep the checkpoint as an artifact of type `model`."""
         if self._run is None:
             return
-        import wandb
-
-        artifact = wandb.Artifact(f"best_model-{self._run.id}", type="model", metadata={"data": self._fingerprint})
-        artifact.add_file(str(path))
-        self._run.log_artifact(artifact, aliases=["best", self._fingerprint])
-
-    def _start_wandb(self) -> Any:
-        import wandb
-
-        settings = wandb.Settings(
-            # The code is in git and its state in the checkpoint; a diff may hold what nobody meant to send.
-            disable_code=True,
-            disable_git=True,
-            save_code=False,
-            console="off",
-            quiet=True,
-            silent=self._config.mode == "offline",
-            init_timeout=30,
-            finish_timeout=30,
-        )
+        run, finished = self._run, False
         try:
+            _within(END_TIMEOUT - 1, lambda: run.finish(exit_code=_exit_code(error)))
+            finished = True
+        except Exception as problem:
+            self._warn(problem)
+        finally:
+            if not finished:
+                # Else the interpreter's exit would wait for the process, and the next run of a sweep would meet it.
+                self._give_up()
+
+    def log_epoch(self, metrics: dict[str, float], best: dict[str, float]) -> None:
+        """Write the metrics of one epoch, once; W&B's summary shows those of the best epoch so far.
+
+        Raises:
+            MlopsError: `metrics.jsonl` cannot be written, for instance because the disk is full.
+        """
+        path = self._folder / "metrics.jsonl"
+        with writing_to(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        # One `log` an epoch: W&B's early stopping counts them.
+        self._try(lambda run: run.log(metrics))
+        self.log_summary(best)
+
+    def log_summary(self, metrics: dict[str, float]) -> None:
+        """The run's result: the metrics of the kept epoch, and those on the test split once they are known."""
+        # After every epoch, because W&B's own summary of the monitor is a mapping, `{"max": 0.99}`.
+        self._try(lambda run: run.summary.update(metrics | {"best_epoch": metrics["epoch"]}))
+
+    def log_pictures(self, pictures: Mapping[str, Path]) -> None:
+        """Show the report's pictures (PNG) and pages (HTML), as `report/<name>`.
+
+        They go into the summary: a `log` of their own would count as one more epoch.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            for name, path in pictures.items():
+                kind = wandb.Html if path.suffix == ".html" else wandb.Image
+                run.summary[f"report/{name}"] = kind(str(path))
+
+        self._try(send)
+
+    def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Keep the checkpoint as an artifact of type `model` with the aliases `best` and the data's fingerprint.
+
+        Args:
+            metadata: the checkpoint's.
+        """
+        data = metadata["data"]
+        told = {
+            "metrics": metadata["metrics"],
+            "digest": metadata["digest"],
+            "classes": len(metadata["classes"]),
+            "data": data["name"],
+            "fingerprint": data["fingerprint"],
+        }
+
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"best_model-{run.id}", type="model", metadata=told)
+            # The file is never changed once it is written: no copy of it in the user's home, twice, is needed.
+            artifact.add_file(str(path.resolve()), policy="immutable", skip_cache=True)
+            artifact.finalize()
+            # `run.log_artifact` does this too, but asks the server first: with a dead one it waits for 19 s, raises,
+            # and the artifact is not even on disk to be sent later.
+            run._interface.publish_artifact(run, artifact, ["best", data["fingerprint"], "latest"])
+
+        self._try(send)
+
+    def _start(self) -> None:
+        # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        reason = None
+        if self._config.mode == "wandb":
+            try:
+                self._run = self._begin("online")
+                log.info(f"W&B run: {self._run.url}")
+                return
+            except Exception as error:
+                reason = _reason(error)
+                self._give_up()
+                # Empty: the offline run has the same id, and one run should be one folder to send.
+                for left in self._folder.glob(f"wandb/run-*-{self.run_id}"):
+                    shutil.rmtree(left, ignore_errors=True)
+        try:
+            self._run = self._begin("offline")
+        except Exception as error:
+            self._warn(error)
+            self._give_up()
+            return
+        if reason is None:
+            log.info(f"W&B run kept on disk; send it with: {self._sync()}")
+        else:
+            log.warning(f"W&B cannot be reached ({reason}), so this run is kept on disk; send it with: {self._sync()}")
+
+    def _begin(self, mode: Literal["online", "offline"]) -> Any:
+        """Start a W&B run, or raise what it raises."""
+
+        def begin() -> Any:
+            import wandb
+
+            # Silent from here on: what matters is one line of ours, and a silent W&B never asks for a key.
+            self._service = wandb.setup(wandb.Settings(silent=True))
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                # Only what a reader of the run looks for. The code is in git and its state in the checkpoint; the
+                # machine's name, its users' and packages are nobody's business.
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                label_disable=True,
+                host="",
+                program="",
+                x_disable_meta=True,
+                x_save_requirements=False,
+                # What is on disk can be sent later even if W&B's process is killed.
+                x_transaction_log_flush_interval=1.0,
+                init_timeout=START_TIMEOUT,
+                finish_timeout=max(END_TIMEOUT - 5, END_TIMEOUT / 2),
+                finish_timeout_raises=True,
+            )
+            # A sweep's agent has named these already.
+            named = "WANDB_SWEEP_ID" in os.environ
             run = wandb.init(
-                project=self._config.project,
-                entity=self._config.entity,
-                mode="offline" if self._config.mode == "offline" else "online",
+                mode=mode,
                 dir=str(self._folder),
+                project=None if named else self._config.project,
+                entity=None if named else self._config.entity,
+                id=None if named else self.run_id,
                 name=f"{self._folder.parent.name}/{self._folder.name}",
                 config=self._run_config,
                 settings=settings,
             )
-            if self._config.mode == "offline":
-                log.info(f"W&B run kept on disk; send it with: wandb sync {Path(run.dir).parent}")
+            run.define_metric("epoch", hidden=True)
+            # The summary is ours to write: the best epoch's, not the last one's.
+            run.define_metric("*", step_metric="epoch", summary="none")
+            run.define_metric(self._monitor, step_metric="epoch", summary=goal(self._monitor))
             return run
-        except (wandb.errors.Error, OSError) as error:
-            log.warning(f"W&B cannot be reached, the run goes on without it: {one_line(error)}")
-            return None
+
+        self.run_id = self.run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        run = _within(START_TIMEOUT + CALL_TIMEOUT, begin)
+        self.run_id = run.id
+        return run
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self._run is None:
+            return
+        run = self._run
+        try:
+            _within(CALL_TIMEOUT, lambda: action(run))
+        except TimeoutError as error:
+            self._warn(error)
+            self._give_up()
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        """Say once that W&B has trouble."""
+        if self._warned:
+            return
+        self._warned = True
+        send = f"; send what it has kept with: {self._sync()}" if self._run is not None else ""
+        log.warning(f"W&B failed, the run goes on without it: {_reason(error)}{send}")
+
+    def _sync(self) -> str:
+        """The command that sends what is on disk."""
+        # Without the flag, `wandb sync` skips a run that was once online.
+        flag = "" if self._run.offline else "--include-online "
+        return f"wandb sync {flag}{shlex.quote(self._run.sync_dir)}"
+
+    def _give_up(self) -> None:
+        """End W&B's own process, so that nothing waits for it any more and a later run starts a new one."""
+        self._run = None
+        with contextlib.suppress(AttributeError, subprocess.TimeoutExpired):  # none yet, or another program's
+            core: subprocess.Popen[bytes] = self._service._connection._proc._process
+            core.kill()
+            core.wait(1)
+
+        def forget() -> None:
+            import wandb
+
+            wandb.teardown()
+
+        with contextlib.suppress(Exception):
+            _within(1, forget)
+
+
+def _within(seconds: float, action: Callable[[], T]) -> T:
+    """The result of `action`, or what it raises; a `TimeoutError` when it takes longer, and it is left to itself."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # carried over to the caller's thread
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="wandb", daemon=True).start()
+    return future.result(seconds)
+
+
+def _reason(error: Exception) -> str:
+    # Advice on a setting of W&B's is none to a user of ours.
+    return "it does not answer" if isinstance(error, TimeoutError) else one_line(error).split(" Consider increasing")[0]
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """What the process will exit with, as far as it can be known here."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 0 if error is None else 1

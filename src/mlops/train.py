@@ -143,7 +143,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         return True
 
     with (
-        Tracker(config.tracking, run.folder, dataclasses.asdict(config), data.fingerprint) as tracker,
+        Tracker(config.tracking, run.folder, dataclasses.asdict(config), settings.monitor) as tracker,
         bar("training", images) as progress,
         profiling(settings.profile, run.folder / "profile", device) as profiler,
     ):
@@ -153,7 +153,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
         def after_epoch(metrics: Metrics) -> None:
             history.append(metrics)
-            tracker.log_epoch(metrics)
+            tracker.log_epoch(metrics, best())
             if best() is metrics:
                 checkpoint.save(path, kept.state_dict(), story | describe_epoch(metrics, history, steps))
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best() is metrics else ""))
@@ -190,11 +190,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         final = best() | overall_metrics(scores)
         story |= describe_epoch(final, history, steps) | {"temperature": temperature}
         checkpoint.save(path, kept.state_dict(), story)
-        write_report(
-            run.folder / "report", story, "test", scores, mistakes=worst_mistakes(tested, classes, temperature)
-        )
-        tracker.log_summary(overall_metrics(scores))
-        tracker.log_checkpoint(path)
+        report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
+        pictures = write_report(report, story, "test", scores, mistakes=mistakes)
+        tracker.log_summary(final)
+        tracker.log_pictures(pictures | {"index": report / "index.html"})
+        tracker.log_checkpoint(path, checkpoint.read_metadata(path))
 
     if promoted:
         with atomic(latest) as temporary:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mlops.config import Config
+from mlops.config import Config, goal
 from mlops.data.prepare import Prepared
 from mlops.provenance import describe_code, describe_environment
 from mlops.training.loop import Metrics
@@ -75,5 +75,5 @@ def best_epoch(history: Sequence[Metrics], monitor: str) -> Metrics:
     Of epochs that tie, the one with the lower `val_loss`: a small validation split is soon without a mistake, and then
     the surer network is the better.
     """
-    sign = -1 if monitor.endswith("_loss") else 1
+    sign = -1 if goal(monitor) == "min" else 1
     return max(history, key=lambda metrics: (sign * metrics[monitor], -metrics["val_loss"]))

@@ -1,0 +1,414 @@
+"""Tracked runs against a W&B server, with W&B's own processes and its own `wandb sync`."""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Command
+from integration.wandb_server import KEY, Artifact, Run, Server
+from mlops import checkpoint, tracking
+from mlops.config import TrackingConfig
+from mlops.tracking import Tracker
+from samples import QUICK, png
+
+METADATA = {
+    "metrics": {"val_Accuracy": 0.75},
+    "digest": "d1g3st",
+    "classes": ["a", "b", "c"],
+    "data": {"name": "signs", "fingerprint": "f1n9e2"},
+}
+EPOCHS = [
+    {"epoch": 1, "val_Accuracy": 0.5, "val_loss": 0.9},
+    {"epoch": 2, "val_Accuracy": 0.75, "val_loss": 0.4},
+    {"epoch": 3, "val_Accuracy": 0.25, "val_loss": 0.6},
+]
+BEST = EPOCHS[1]
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A W&B server, and a machine that knows of nothing else."""
+    import wandb
+
+    wandb.teardown()  # what another test has started
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home" / name))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", running_server.url)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield running_server
+    wandb.teardown()  # the next test's environment is another
+    running_server.resume()
+
+
+@pytest.fixture
+def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+
+
+@pytest.fixture
+def short_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "CALL_TIMEOUT", 3.0)
+    monkeypatch.setattr(tracking, "END_TIMEOUT", 4.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "2026-01-01" / "12-00-00-abcd"
+    made.mkdir(parents=True)
+    (made / "best_model.pth").write_bytes(b"weights")
+    (made / "curves.png").write_bytes(png())
+    return made
+
+
+def tracker(folder: Path, mode: str = "wandb", monitor: str = "val_Accuracy") -> Tracker:
+    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 7}, monitor)
+
+
+def nothing() -> None:
+    """No accident."""
+
+
+def track(
+    folder: Path, mode: str = "wandb", middle: Callable[[], object] = nothing, end: Callable[[], object] = nothing
+) -> float:
+    """A whole tracked run of three epochs, with something that happens on the way; the seconds its end took."""
+    with tracker(folder, mode) as tracked:
+        for metrics in EPOCHS:
+            if metrics["epoch"] == 2:
+                middle()
+            tracked.log_epoch(
+                metrics, min(metrics, BEST, key=lambda row: row["val_loss"]) if metrics["epoch"] > 1 else metrics
+            )
+        tracked.log_summary(BEST | {"test_Accuracy": 0.625})
+        tracked.log_pictures({"curves": folder / "curves.png"})
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+        end()
+        started = time.monotonic()
+    return time.monotonic() - started
+
+
+def sync(warning: str) -> None:
+    """The `wandb sync ...` at the end of a message, as a user copies it."""
+    wandb, *arguments = shlex.split(warning[warning.index("wandb sync ") :])
+    command = [Path(sys.executable).with_name(wandb), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kept(folder: Path) -> Path:
+    """The one W&B run of a run's folder."""
+    (found,) = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+    return found
+
+
+def arrived(server: Server, folder: Path) -> tuple[Run, Artifact]:
+    """What the server has of the run of a folder."""
+    run = server.runs[kept(folder).name.split("-")[-1]]
+    (artifact,) = [item for item in server.artifacts.values() if item.run == run.name and item.committed]
+    return run, artifact
+
+
+def assert_whole(server: Server, folder: Path) -> None:
+    run, artifact = arrived(server, folder)
+    assert [{key: row[key] for key in EPOCHS[0]} for row in run.rows] == EPOCHS
+    assert run.summary["best_epoch"] == run.summary["epoch"] == 2
+    assert (run.summary["val_Accuracy"], run.summary["val_loss"], run.summary["test_Accuracy"]) == (0.75, 0.4, 0.625)
+    assert run.files[run.summary["report/curves"]["path"]] == png()
+    assert set(artifact.aliases) == {"best", "f1n9e2", "latest"}
+    assert artifact.files == {"best_model.pth": b"weights"}
+    assert run.exit_codes == [0]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ours = [record for record in caplog.records if record.name.startswith("mlops.")]
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
+
+
+def test_a_training_arrives_with_config_metrics_pictures_and_checkpoint(
+    server: Server, pictures: Path, workplace: Path, hydra_command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLOPS_SECRET", "s3cr3t-value")
+    before = len(server.received)
+    done = hydra_command("train", *QUICK, f"data.root={pictures}", "tracking=wandb")
+    assert done.code == 0, done.err
+    (folder,) = (workplace / "outputs").glob("*/*")
+    run, artifact = arrived(server, folder)
+    story = checkpoint.read_metadata(folder / "best_model.pth")
+
+    assert f"W&B run: {server.url}/team/mlops/runs/{run.name}" in (folder / "train.log").read_text()
+    assert run.display_name == f"{folder.parent.name}/{folder.name}"
+    assert run.config["model"] == story["config"]["model"]
+    assert run.config["training"]["optimizer"] == story["config"]["training"]["optimizer"]
+    assert [{key: row[key] for key in story["history"][0]} for row in run.rows] == story["history"]
+    assert run.summary.items() >= (story["metrics"] | {"best_epoch": story["epoch"]}).items()
+    for picture in (folder / "report").glob("*.png"):
+        assert run.files[run.summary[f"report/{picture.stem}"]["path"]] == picture.read_bytes()
+    assert run.exit_codes == [0]
+
+    assert artifact.type == "model"
+    assert set(artifact.aliases) == {"best", story["data"]["fingerprint"], "latest"}
+    assert artifact.files == {"best_model.pth": (folder / "best_model.pth").read_bytes()}
+    assert artifact.metadata == {
+        "metrics": story["metrics"],
+        "digest": story["digest"],
+        "classes": 3,
+        "data": "pictures",
+        "fingerprint": story["data"]["fingerprint"],
+    }
+
+    sent = b"\n".join(server.received[before:])
+    assert set(run.files) <= {"wandb-summary.json", "config.yaml"} | {name for name in run.files if "media/" in name}
+    for private in ("s3cr3t-value", "train.py", "diff --git", "hydra-core=="):
+        assert private.encode() not in sent
+    assert all(not upsert.get("host") and not upsert.get("program") for upsert in run.upserts)
+
+
+@pytest.mark.parametrize(("monitor", "code"), [("val_Accuracy", 2), ("val_loss", 1)])
+def test_the_monitor_is_the_one_metric_with_a_goal(monitor: str, code: int, server: Server, folder: Path):
+    with tracker(folder, monitor=monitor) as tracked:
+        tracked.log_epoch(EPOCHS[0], EPOCHS[0])
+    metrics = {item.get("1", item.get("2")): item for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]}
+    assert metrics[monitor]["7"] == [code]  # 1: min, 2: max
+    assert (
+        metrics[monitor]["5"]
+        == [item.get("1") for item in server.runs[str(tracked.run_id)].config["_wandb"]["m"]].index("epoch") + 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError(), 1), (SystemExit(143), 143), (KeyboardInterrupt(), 130), (SystemExit(), 0)]
+)
+def test_a_run_that_fails_shows_as_failed(error: BaseException, code: int, server: Server, folder: Path):
+    with pytest.raises(type(error)), tracker(folder) as tracked:
+        tracked.log_epoch(EPOCHS[0], EPOCHS[0])
+        raise error
+    assert server.runs[str(tracked.run_id)].exit_codes == [code]
+
+
+def swallowing_host() -> socket.socket:
+    """A host that takes connections and never answers."""
+    host = socket.socket()
+    host.bind(("127.0.0.1", 0))
+    host.listen()
+    return host
+
+
+@pytest.mark.parametrize("how", ["refused", "swallowed", "wrong key", "short key", "no key"])
+def test_without_w_and_b_at_the_start_the_run_is_kept_on_disk_and_can_be_sent_later(
+    how: str,
+    server: Server,
+    folder: Path,
+    short_start: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    with swallowing_host() as host, monkeypatch.context() as patch:
+        keys = {"wrong key": "w" * 40, "short key": "w", "no key": ""}
+        patch.setenv("WANDB_API_KEY", keys.get(how, KEY))
+        if how == "swallowed":
+            patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{host.getsockname()[1]}")
+        if how == "refused":
+            server.stop()
+        assert track(folder) < 3
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B cannot be reached (")
+    assert warning.endswith(f"so this run is kept on disk; send it with: wandb sync {kept(folder)}")
+    assert kept(folder).name.startswith("offline-run-")
+    server.resume()
+    sync(warning)
+    assert_whole(server, folder)
+
+
+@pytest.mark.parametrize("when", ["middle", "end"])
+@pytest.mark.parametrize("how", ["stop", "hang"])
+def test_when_the_server_goes_the_run_goes_on_and_can_be_sent_later(
+    how: str, when: str, server: Server, folder: Path, short_end: None, caplog: pytest.LogCaptureFixture
+):
+    known = set(server.runs)
+
+    def accident() -> None:
+        if (how, when) == ("stop", "middle"):  # once is enough, W&B takes 15 s to send a row
+            # What has arrived is sent again later, and must not be there twice.
+            wait_for(lambda: any(run.rows for name, run in server.runs.items() if name not in known))
+        getattr(server, how)()
+
+    assert track(folder, **{when: accident}) < 4.5
+    (warning,) = warnings(caplog)
+    assert warning == (
+        f"W&B failed, the run goes on without it: it does not answer; send what it has kept with: wandb sync --include-online {kept(folder)}"
+    )
+    server.resume()
+    sync(warning)
+    assert_whole(server, folder)
+
+
+def core() -> int:
+    """The process id of W&B's own process, a child of ours."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
+    )
+    (pid,) = [line.split()[0] for line in found.stdout.splitlines() if "wandb-core" in line]
+    return int(pid)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="signals and ps as on Linux")
+@pytest.mark.parametrize(("signal_", "mode"), [("KILL", "wandb"), ("STOP", "wandb"), ("KILL", "offline")])
+def test_losing_w_and_bs_own_process_costs_one_warning(
+    signal_: str, mode: str, server: Server, folder: Path, short_end: None, caplog: pytest.LogCaptureFixture
+):
+    assert track(folder, mode, middle=lambda: subprocess.run(["kill", f"-{signal_}", str(core())], check=True)) < 4.5
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B failed, the run goes on without it: ")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == EPOCHS
+    # A later run of the same process, such as a sweep's next trial, is tracked as ever.
+    later = folder.parent / "later"
+    later.mkdir()
+    for name in ("best_model.pth", "curves.png"):
+        (later / name).write_bytes((folder / name).read_bytes())
+    track(later)
+    assert_whole(server, later)
+
+
+def test_a_picture_that_cannot_be_sent_costs_the_picture(
+    server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    with tracker(folder) as tracked:
+        tracked.log_pictures({"broken": folder / "best_model.pth"})
+        tracked.log_pictures({"missing": folder / "nothing.png"})
+        tracked.log_epoch(BEST, BEST)
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B failed, the run goes on without it: ")
+    run, artifact = arrived(server, folder)
+    assert len(run.rows) == 1
+    assert "best" in artifact.aliases
+    assert run.exit_codes == [0]
+
+
+def test_a_page_of_the_report_is_shown_too(server: Server, folder: Path):
+    (folder / "index.html").write_text("<p>how well it did</p>")
+    with tracker(folder) as tracked:
+        tracked.log_pictures({"index": folder / "index.html"})
+    run = server.runs[str(tracked.run_id)]
+    assert b"how well it did" in run.files[run.summary["report/index"]["path"]]
+    assert run.rows == []
+
+
+def test_a_trial_of_a_sweep_keeps_the_names_that_the_agent_gave(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    for name, value in {"SWEEP_ID": "sw1", "RUN_ID": "trial5", "PROJECT": "swept", "ENTITY": "team"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with tracker(folder) as tracked:
+        tracked.log_epoch(BEST, BEST)
+    assert tracked.run_id == "trial5"
+    assert server.runs["trial5"].upserts[0]["project"] == "swept"
+    assert server.runs["trial5"].upserts[0]["sweep"] == "sw1"
+    assert capfd.readouterr() == ("", "")
+
+
+SCRIPT = """
+import logging, os, subprocess, sys
+from pathlib import Path
+from mlops.config import TrackingConfig
+from mlops.tracking import Tracker
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+with Tracker(TrackingConfig(mode="wandb"), Path(sys.argv[1]), {}, "val_loss") as tracked:
+    if "kill" in sys.argv:
+        tracked._service._connection._proc._process.kill()
+    tracked.log_epoch({"epoch": 1, "val_loss": 1.0}, {"epoch": 1, "val_loss": 1.0})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals and signals as on POSIX")
+@pytest.mark.parametrize("accident", ["no key", "kill"])
+def test_on_a_terminal_nobody_is_asked_and_the_end_is_one_warning(
+    accident: str, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import pty
+
+    if accident == "no key":
+        monkeypatch.setenv("WANDB_API_KEY", "")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), accident], stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        assert process.wait(60) == 0
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    (line,) = shown.splitlines()
+    assert line.startswith("W&B cannot be reached (No API key" if accident == "no key" else "W&B failed, ")
+
+
+def test_ctrl_c_cuts_the_wait_at_the_end_short(server: Server, folder: Path):
+    with pytest.raises(KeyboardInterrupt), tracker(folder) as tracked:
+        tracked.log_checkpoint(folder / "best_model.pth", METADATA)
+        server.hang()
+        threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+
+
+def test_the_weights_are_the_same_with_and_without_w_and_b(
+    server: Server,
+    pictures: Path,
+    workplace: Path,
+    hydra_command: Command,
+    short_end: None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def weights(*more: str) -> dict[str, Any]:
+        done = hydra_command("train", *QUICK, f"data.root={pictures}", *more)
+        assert done.code == 0, done.err
+        newest = max((workplace / "outputs").glob("*/*/best_model.pth"), key=lambda path: path.stat().st_mtime_ns)
+        return checkpoint.read(newest).state_dict
+
+    alone = weights("tracking=off")
+    tracked = [weights("tracking=offline"), weights("tracking=wandb")]
+    known = len(server.runs)
+
+    def stop_in_the_middle() -> None:
+        wait_for(lambda: len(server.runs) > known)
+        server.stop()
+
+    accident = threading.Thread(target=stop_in_the_middle)
+    accident.start()
+    tracked.append(weights("tracking=wandb"))
+    accident.join()
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+    tracked.append(weights("tracking=wandb"))  # the server is still away
+    for other in tracked:
+        assert set(other) == set(alone)
+        assert all((other[name] == value).all() for name, value in alone.items())
