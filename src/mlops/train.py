@@ -62,7 +62,19 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     classes = index.classes
     if problems := check_model(config.model, run.allowed, num_classes=len(classes), image_size=size):
         raise MlopsError(problems)
+    # Before any image is decoded: start weights may not be there, or not fit.
     start = read_start(config.model, run.allowed)
+    model = build_model(
+        config.model,
+        run.allowed,
+        num_classes=len(classes),
+        image_size=size,
+        channels_last=settings.channels_last,
+        seed=seed,
+    )
+    if start:
+        load_start(model, start, classes)
+    model.to(device)
     data = prepare(index, Path(config.paths.processed))
 
     # Start weights expect pixels scaled as those that they were trained on.
@@ -81,17 +93,6 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     steps = batches["train"].steps(settings.batch_size)
     images = settings.epochs * steps * min(settings.batch_size, len(batches["train"]))
 
-    model = build_model(
-        config.model,
-        run.allowed,
-        num_classes=len(classes),
-        image_size=size,
-        channels_last=settings.channels_last,
-        seed=seed,
-    )
-    if start:
-        load_start(model, start, classes)
-    model.to(device)
     # What is evaluated and kept: the network, or the moving average of its weights.
     kept, after_update = follow(model, settings.ema)
     step = make_step(
