@@ -201,7 +201,7 @@ def network_and_step(
         scaler=scaler,
         set_mode=lambda _: model.train(),
         after_update=lambda: None,
-        parts=1,
+        accumulate=1,
         clip_norm=None,
         seed=0,
     )

@@ -98,3 +98,17 @@ def test_a_list_of_names_that_is_none_is_refused(tmp_path: Path, text: str):
 )
 def test_a_value_is_held_against_an_annotation(value: Any, annotation: Any, expected: str | None):
     assert mismatch(value, annotation) == expected
+
+
+def test_the_current_folder_is_looked_in_only_for_names_that_the_user_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "besides.py").write_text("class Net: ...\n")
+    (tmp_path / "timm.py").write_text("raise SystemExit('a module from a strange folder ran')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "timm" not in entry])
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    build({"_target_": "mlops.models.SignNet", "num_classes": 2}, "model", MODELS)
+    assert str(tmp_path) not in sys.path
+    assert type(build({"_target_": "besides.Net"}, "model", ["besides.Net"])).__name__ == "Net"
+    assert sys.path[-1] == str(tmp_path)

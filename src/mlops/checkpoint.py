@@ -7,6 +7,7 @@ One `torch.save` of plain types and tensors. Everything but the weights stands a
 import hashlib
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def is_checkpoint(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _METADATA in archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, struct.error):
         return False
 
 

@@ -155,7 +155,7 @@ class TrainingConfig:
     threads: int = setting(0, "CPU threads of torch; 0 is torch's own choice", minimum=0, maximum=1024)
     limit_batches: int | None = setting(None, "stop every epoch and evaluation after this many batches", minimum=1)
     overfit_batches: int = setting(0, "train and validate on the same first batches only; 0 is off", minimum=0)
-    profile: int = setting(0, "profile this many steps of the first epoch; 0 is off", minimum=0)
+    profile: int = setting(0, "profile this many steps after the first five; 0 is off", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -346,6 +346,11 @@ def _check_together(config: Config) -> Iterator[str]:
         yield f"training.device={training.device}: must be auto, cpu, cuda, cuda:<number> or mps"
     if not isinstance(weights, str | None):
         yield f"model.weights={shown(weights)}: must be the name of published weights, a file or null"
+    if training.accumulate > 1 and training.batch_size < 2 * training.accumulate:
+        yield (
+            f"training.accumulate={training.accumulate}: leaves fewer than 2 of training.batch_size="
+            f"{training.batch_size} images a part, too few for batch norm; lower the one or raise the other"
+        )
     if training.freeze_epochs > training.epochs:
         yield (
             f"training.freeze_epochs={training.freeze_epochs}: is more than training.epochs={training.epochs}; "

@@ -68,8 +68,6 @@ def start(
     def check(raw: dict[str, Any]) -> list[str]:
         return schema.check(raw) + (check_more(raw, allowed) if check_more else [])
 
-    # A network beside the user's own configs need not be an installed package. Last, so that it shadows nothing.
-    sys.path.append(str(Path.cwd()))
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
     try:
         allowed = targets.read_allowed(*folders)
@@ -79,6 +77,8 @@ def start(
             problems = _check_all(arguments, overrides, folders, check)
             if problems:
                 raise MlopsError(problems)
+        named = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
+        configs = [word for flag, value in named.items() if value for word in (flag, value)]
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
         flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
         sys.argv[1:] = [*flags, *presets, *overrides]
@@ -86,7 +86,7 @@ def start(
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, _terminate)
         hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
-            _job(task, name, allowed)
+            _job(task, name, allowed, configs)
         )()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         fail(MlopsError(one_line(error)))
@@ -101,12 +101,14 @@ def start(
         raise SystemExit(130) from None
 
 
-def _job(task: Callable[[Config, Run], None], name: str, allowed: frozenset[str]) -> Callable[[DictConfig], None]:
+def _job(
+    task: Callable[[Config, Run], None], name: str, allowed: frozenset[str], flags: Sequence[str]
+) -> Callable[[DictConfig], None]:
     def job(composed: DictConfig) -> None:
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            overrides = tuple(text.removeprefix("++") for text in settings.overrides.task)
+            overrides = (*flags, *(text.removeprefix("++") for text in settings.overrides.task))
             folder = _shorten(Path(settings.runtime.output_dir))
             task(schema.load(_plain(composed)), Run(folder, sweep, allowed, overrides))
         except MlopsError as error:

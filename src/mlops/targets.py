@@ -7,6 +7,7 @@ Hydra's `instantiate`: that one has a block-list where an allow-list is needed, 
 import difflib
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -86,6 +87,10 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
             "the config folder, or follow --allow"
         )
     module, _, attribute = name.rpartition(".")
+    if name not in MODELS | OPTIMIZERS and str(Path.cwd()) not in sys.path:
+        # A network beside the user's own configs need not be an installed package. Only for names that the user
+        # allowed, and last, so that it shadows nothing: a folder with somebody's checkpoint may hold modules, too.
+        sys.path.append(str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

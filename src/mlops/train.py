@@ -34,7 +34,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     from mlops import checkpoint, tables
     from mlops.data.augment import build_augment
-    from mlops.data.batches import EVALUATION_BATCH, Batches
+    from mlops.data.batches import Batches, evaluation_batch
     from mlops.data.prepare import build_index, prepare
     from mlops.evaluation.calibration import fit_temperature
     from mlops.evaluation.evaluate import evaluate_prepared, evaluate_split, predict_split
@@ -80,7 +80,9 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     # Start weights expect pixels scaled as those that they were trained on.
     mean, std = (start and start.mean) or data.manifest["mean"], (start and start.std) or data.manifest["std"]
     overfit, limit = settings.overfit_batches, settings.overfit_batches or settings.limit_batches
-    train_limit, evaluation_limit = (limit * settings.batch_size, limit * EVALUATION_BATCH) if limit else (None, None)
+    train_limit, evaluation_limit = (
+        (limit * settings.batch_size, limit * evaluation_batch(size, size)) if limit else (None, None)
+    )
 
     def load(split: str, most: int | None) -> Batches:
         return Batches.of(data, split, device, mean=mean, std=std, limit=most)
@@ -90,8 +92,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         "val": load("train", train_limit) if overfit else load("val", evaluation_limit),
         "test": load("test", evaluation_limit),
     }
-    steps = batches["train"].steps(settings.batch_size)
-    images = settings.epochs * steps * min(settings.batch_size, len(batches["train"]))
+    steps, in_batch = batches["train"].steps(settings.batch_size), min(settings.batch_size, len(batches["train"]))
+    images = settings.epochs * steps * in_batch
 
     # What is evaluated and kept: the network, or the moving average of its weights.
     kept, after_update = follow(model, settings.ema)
@@ -109,7 +111,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         scaler=scaler,
         set_mode=build_mode(model, len(classes), settings.freeze_epochs * steps),
         after_update=after_update,
-        parts=settings.accumulate,
+        # Batch norm needs two images in each part.
+        accumulate=min(settings.accumulate, max(in_batch // 2, 1)),
         clip_norm=settings.clip_norm,
         seed=seed,
     )
@@ -137,7 +140,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         return best_epoch(history, settings.monitor)
 
     def out_of_patience() -> bool:
-        waited = history[-1]["epoch"] - best()["epoch"]
+        # A frozen backbone has not had its turn yet.
+        waited = history[-1]["epoch"] - max(best()["epoch"], settings.freeze_epochs)
         if settings.patience is None or waited < settings.patience:
             return False
         log.info(f"{settings.monitor} is no better for {settings.patience} epochs (training.patience): stopping")
@@ -180,7 +184,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         if settings.overfit_batches and (loss := history[-1]["val_loss"]) > OVERFITTED_LOSS:
             raise MlopsError(
                 f"training.overfit_batches={settings.overfit_batches}: the loss is still {loss:.3f} after "
-                f"{settings.epochs} epochs; the network, its learning rate or the labels have a fault"
+                f"{len(history)} epochs; the network, its learning rate or the labels have a fault"
             )
 
         # Read back, so that what is scored is what was kept.
@@ -191,15 +195,18 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         final = best() | overall_metrics(scores)
         story |= describe_epoch(final, history, steps) | {"temperature": temperature}
         checkpoint.save(path, kept.state_dict(), story)
+        if promoted:
+            # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
+            with atomic(latest) as temporary:
+                shutil.copyfile(path, temporary)
+            # What `mlops report` wrote there was about the model before.
+            shutil.rmtree(latest.parent / "report", ignore_errors=True)
         report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
         pictures = write_report(report, story, "test", scores, mistakes=mistakes)
         tracker.log_summary(final)
         tracker.log_pictures(pictures | {"index": report / "index.html"})
         tracker.log_checkpoint(path, checkpoint.read_metadata(path))
 
-    if promoted:
-        with atomic(latest) as temporary:
-            shutil.copyfile(path, temporary)
     images = images * len(history) // settings.epochs
     log.info(f"trained {images:,} images in {seconds:.1f} s, {images / seconds:,.0f} images/s")
     tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)

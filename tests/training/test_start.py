@@ -162,7 +162,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     file = save(tmp_path / "squeezenet.pth", torchvision.models.squeezenet1_1())
     start = read_start(node(str(file), "mlops.models.SignNet"), MODELS)
     assert start is not None
-    with pytest.raises(MlopsError, match=r"do not fit SignNet: has no stem\.0\.weight"):
+    with pytest.raises(MlopsError, match=r"do not fit SignNet: no stem\.0\.weight"):
         load_start(SignNet(num_classes=3), start, ["a", "b", "c"])
 
 
@@ -175,7 +175,7 @@ def test_the_head_is_kept_only_where_a_checkpoint_was_trained_on_the_same_classe
     assert torch.equal(model.stem[0].weight, donor.stem[0].weight)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut"])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut", b"epoch,loss\n", b"running", bytes(100)])
 def test_a_file_that_holds_no_weights_is_one_line(content: bytes, tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(content)
     (tmp_path / "w.safetensors").write_bytes(content)
@@ -229,3 +229,41 @@ def test_timms_weights_have_their_own_scaling(monkeypatch: pytest.MonkeyPatch, t
     assert start.mean == [0.5, 0.5, 0.5]
     assert start.weights == "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     load_start(timm.create_model("vit_tiny_patch16_224", num_classes=3), start, ["a", "b", "c"])
+
+
+def test_a_larger_network_of_the_same_family_is_refused(tmp_path: Path):
+    # Everything that resnet18 has, resnet34 has as well, in the same shapes.
+    file = save(tmp_path / "resnet34.pth", torchvision.models.resnet34())
+    start = read_start(node(str(file), "torchvision.models.resnet18"), MODELS)
+    assert start is not None
+    with pytest.raises(MlopsError, match=r"do not fit ResNet: no layer1\.2\.conv1\.weight.* in the network"):
+        load_start(torchvision.models.resnet18(num_classes=2), start, ["a", "b"])
+
+
+def test_a_cached_file_that_is_not_what_its_name_says_is_refused(published: Path, cache: Path):
+    assert read_start(node("DEFAULT"), MODELS) is not None
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes() + b"?")
+    with pytest.raises(MlopsError, match=f"{file} is not what its name says; remove it"):
+        read_start(node("DEFAULT"), MODELS)
+
+
+def test_a_file_whose_scaling_cannot_be_known_takes_the_datas_own_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    import timm
+
+    # timm publishes weights of this network that were trained with different scalings.
+    name = "vit_base_patch16_224"
+    target = node(str(tmp_path / "model.pth"), "mlops.models.timm_model", model_name=name)
+    torch.save({"head.weight": torch.zeros(3, 768)}, tmp_path / "model.pth")
+    assert len({timm.models.get_pretrained_cfg(full).mean for full in timm.list_pretrained(f"{name}.*")}) > 1
+    start = read_start(target, MODELS)
+    assert start is not None
+    assert start.mean is None
+    assert "your data's own mean and standard deviation are used" in caplog.text
+
+
+def test_an_unknown_tag_in_the_name_of_a_network_is_one_line():
+    (line,) = check_weights(node("DEFAULT", "mlops.models.timm_model", model_name="resnet18.a9"), MODELS)
+    assert line.startswith("model.weights=DEFAULT: ")

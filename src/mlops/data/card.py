@@ -234,6 +234,8 @@ def _histogram(values: npt.NDArray[Any], bins: int = 12) -> list[tuple[str, int]
     low, high = float(values.min()), float(np.percentile(values, 99))
     if float(values.max()) == low:
         return [(f"{low:g}", len(values))]
+    if high == low:  # all but a few are alike
+        high = float(values.max())
     step = _round_step((high - low) / bins)
     if values.dtype.kind == "i":
         step = max(1.0, step)

@@ -19,6 +19,7 @@ from typing import Any, Self
 import filelock
 import numpy as np
 
+from mlops.config import DataConfig
 from mlops.data.arrays import ArrayTree
 from mlops.data.listing import Entry, Listing, in_order
 from mlops.data.published import SETS, gtsrb_training
@@ -37,6 +38,11 @@ TIMEOUT_SECONDS = 30.0
 
 # (path below the folder of the data set, label, group, split) of every image
 Row = tuple[str, int, str, str | None]
+
+
+def is_fetched(config: DataConfig) -> bool:
+    """Whether the data set that `config` names is there, so that nothing would be downloaded."""
+    return (Path(config.downloads) / str(config.dataset) / LISTING).exists()
 
 
 def torchvision(name: str, downloads: Path) -> Listing:
@@ -59,7 +65,10 @@ def torchvision(name: str, downloads: Path) -> Listing:
         found = json.loads((folder / LISTING).read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(found["format"])
-        entries = [Entry(path, int(label), group, split) for path, label, group, split in found["images"]]
+        where = str(folder / LISTING)
+        entries = [
+            Entry(safe_relative(path, where), int(label), group, split) for path, label, group, split in found["images"]
+        ]
         arrays = tuple(found["arrays"])
         tree = ArrayTree(folder / ARRAYS, arrays) if arrays else FolderTree(folder, [entry.path for entry in entries])
         return in_order(tree, [str(class_name) for class_name in found["classes"]], entries)

@@ -33,7 +33,7 @@ def labelled(
     Raises:
         MlopsError: with every row that is wrong.
     """
-    safe_relative(name, "data.csv")
+    name = safe_relative(name, "data.csv")
     prefix = find_table(tree, name, "data.source=csv needs it; data.csv=NAME names another")
     rows = read_csv(tree, prefix + name, ("path", "label", *(ROI_COLUMNS if roi else ())))
     if group and "group" in rows[0][1]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from mlops.data.tree import Tree
 from mlops.errors import MlopsError
+from mlops.image import MAX_BYTES
 
 SPLITS = ("train", "val", "test")
 # As people name them, in folders and in columns.
@@ -84,7 +85,10 @@ def read_csv(tree: Tree, name: str, columns: tuple[str, ...]) -> list[tuple[int,
         MlopsError: it cannot be read, lacks one of `columns`, or holds nothing.
     """
     try:
-        text = tree.read(name).decode("utf-8-sig")
+        content = tree.read(name)
+        if len(content) > MAX_BYTES:
+            raise MlopsError(f"{tree.label}: {name} is larger than {MAX_BYTES:,} bytes; part it, or drop columns")
+        text = content.decode("utf-8-sig")
         header = text[: text.find("\n")]
         delimiter = max(",;\t", key=header.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 from mlops import config as schema
 from mlops import targets
 from mlops.checkpoint import Checkpoint, read, rebuild
+from mlops.config import DataConfig
 from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
+from mlops.data.downloads import is_fetched
 from mlops.data.listing import SPLITS, Listing
 from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
 from mlops.data.sources import folder, read_tree
@@ -226,7 +227,16 @@ def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
         raise MlopsError(f"checkpoint: names its data {name!r}, which is no name of a prepared folder")
     if (processed / name).exists():
         return open_prepared(processed / name)
-    index = build_index(checkpoint.config.data)
+    settings = checkpoint.config.data
+    if settings.source == "torchvision":
+        # Where to, and whether, gigabytes are fetched is the user's to say, not the checkpoint's.
+        settings = dataclasses.replace(settings, downloads=DataConfig().downloads)
+        if not is_fetched(settings):
+            raise MlopsError(
+                f"{settings.downloads}: does not hold torchvision's {settings.dataset}, the data of this checkpoint; "
+                f"fetch it with: invoke preprocess-data -o data=torchvision -o data.dataset={settings.dataset}"
+            )
+    index = build_index(settings)
     if index.fingerprint != wanted["fingerprint"]:
         raise MlopsError(
             f"{index.listing.tree.label}: is not the data this checkpoint was trained on ({wanted['fingerprint']}, "
@@ -236,8 +246,6 @@ def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
 
 
 def _model(checkpoint: Checkpoint, allow: Collection[str]) -> nn.Module:
-    # A network beside the user's files need not be an installed package. Last, so that it shadows nothing.
-    sys.path.append(str(Path.cwd()))
     return rebuild(checkpoint, targets.read_allowed(schema.config_folder()).union(allow))
 
 

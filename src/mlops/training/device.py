@@ -26,6 +26,9 @@ def pick_device(name: str) -> torch.device:
         raise MlopsError(
             f"training.device={name}: torch {torch.__version__} sees {count} such devices here; use auto or cpu"
         )
+    if device.type == "cuda":
+        # fp32 is to mean fp32: cuDNN would take TF32, and what is evaluated here is compared with a CPU's results.
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 

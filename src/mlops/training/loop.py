@@ -64,7 +64,7 @@ def make_step(
     scaler: torch.amp.GradScaler,
     set_mode: Callable[[int], None],
     after_update: Callable[[], None],
-    parts: int,
+    accumulate: int,
     clip_norm: float | None,
     seed: int,
 ) -> Step:
@@ -76,7 +76,7 @@ def make_step(
         scaler: of fp16 gradients; a disabled one for other precisions.
         set_mode: puts the network into training mode for a step; what is frozen may depend on it.
         after_update: called when the weights have changed.
-        parts: how many parts a batch is computed in. Their gradients add up to the whole batch's.
+        accumulate: how many parts a batch is computed in. Their gradients add up to the whole batch's.
         clip_norm: the largest norm of all gradients together.
     """
     highest = [group["lr"] for group in optimizer.param_groups]
@@ -90,7 +90,9 @@ def make_step(
         set_mode(batch.step)
         optimizer.zero_grad(set_to_none=True)
         losses, logits = [], []
-        for images, targets in zip(batch.images.chunk(parts), batch.targets.chunk(parts), strict=True):
+        for images, targets in zip(
+            batch.images.tensor_split(accumulate), batch.targets.tensor_split(accumulate), strict=True
+        ):
             with autocast():
                 output = forward(images)
             logits.append(output.detach().float())

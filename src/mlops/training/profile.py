@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,23 +37,28 @@ def profiling(steps: int, folder: Path, device: torch.device) -> Iterator[Profil
         return
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     plan = schedule(wait=_WAIT, warmup=_WARMUP, active=steps, repeat=1)
-    with ExitStack() as stack:
-        profiler = stack.enter_context(profile(activities=activities, schedule=plan, record_shapes=True))
+    taken = 0
+    with profile(activities=activities, schedule=plan, record_shapes=True) as profiler:
 
         def wrap_step(step: Step) -> Step:
             def profiled(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+                nonlocal taken
                 with record_function("step"):
                     result = step(batch)
+                taken += 1
                 profiler.step()
                 return result
 
             return profiled
 
         yield Profiler(wrap_step, _recorded)
-    events = profiler.key_averages()
-    if not events:
-        log.warning(f"training.profile={steps}: the run had fewer than {_WAIT + _WARMUP + 1} steps; nothing to show")
+    if taken < _WAIT + _WARMUP + steps:
+        log.warning(
+            f"training.profile={steps}: takes {_WAIT + _WARMUP + steps} steps and the run had {taken}; lower it, "
+            "training.batch_size, or raise training.limit_batches"
+        )
         return
+    events = profiler.key_averages()
     order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     table = events.table(sort_by=order, row_limit=_ROWS, max_name_column_width=48)
     write_text(folder / "table.txt", table)

@@ -5,8 +5,9 @@ rebuilding asks for neither file nor network.
 """
 
 import hashlib
-import pickle
+import logging
 import re
+import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from mlops import checkpoint, targets
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.models.build import find_head
 from mlops.targets import Target
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ class _Published:
 
 def check_weights(node: Target, allowed: Collection[str]) -> list[str]:
     """What is wrong with `node["weights"]`, before anything is downloaded."""
+    name = node.get("weights")
     try:
-        name = node.get("weights")
         if name is not None and not Path(name).is_file():
             _choose(name, _published(node, allowed))
     except MlopsError as error:
         return error.problems
+    except (RuntimeError, ValueError) as error:  # a library that does not know the network
+        return [f"model.weights={name}: cannot be looked up: {one_line(error)}"]
     return []
 
 
@@ -83,13 +90,8 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
     path = Path(name)
     if path.is_file():
         if checkpoint.is_checkpoint(path):
-            kept = checkpoint.read(path)
-            given = kept.metadata["input"]
-            return Start(str(path), _sha256(path), kept.state_dict, given["mean"], given["std"], kept.classes)
-        # All that a library offers for one network was trained on pixels scaled alike.
-        found = next((known for known in published if known.file_name == path.name), (*published, None)[0])
-        statistics = (found.mean, found.std) if found else (None, None)
-        return Start(str(path), _sha256(path), _read_file(path), *statistics)
+            return _read_checkpoint(path)
+        return Start(str(path), _sha256(path), _read_file(path), *_statistics(path, published))
     known = _choose(name, published)
     try:
         path = known.fetch()
@@ -100,6 +102,29 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
             "model.weights=null training.freeze_epochs=0"
         ) from error
     return Start(known.name, _sha256(path), _read_file(path), known.mean, known.std)
+
+
+def _read_checkpoint(path: Path) -> Start:
+    kept = checkpoint.read(path)
+    try:
+        given = kept.metadata["input"]
+        return Start(str(path), _sha256(path), kept.state_dict, list(given["mean"]), list(given["std"]), kept.classes)
+    except (KeyError, TypeError) as error:
+        raise _no_weights(path) from error
+
+
+def _statistics(path: Path, published: Sequence[_Published]) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and standard deviation of the pixels that a file of this network was trained on, where that can be known."""
+    named = [known for known in published if known.file_name == path.name]
+    candidates = named or published
+    if len({(*known.mean, *known.std) for known in candidates}) == 1:
+        return candidates[0].mean, candidates[0].std
+    if candidates:
+        log.warning(
+            f"model.weights={path}: the published weights of this network were trained on pixels scaled in different "
+            "ways and the file does not say which; your data's own mean and standard deviation are used"
+        )
+    return None, None
 
 
 def load_start(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
@@ -113,21 +138,24 @@ def load_start(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
     wanted = dict(model.state_dict())
     given = {name: t for name, t in start.state_dict.items() if keep_head or not name.startswith(f"{head}.")}
     expected = {name: t for name, t in wanted.items() if keep_head or not name.startswith(f"{head}.")}
-    # Auxiliary heads of the published files and the like are no loss; what the network needs must all be there.
+    # Files from before PyTorch 0.4.1 hold no such counters.
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    # A larger network of the same family holds all that a smaller one needs, and half of it is not what was trained.
+    unknown = [name for name in given if name not in expected]
     shapes = [
         f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in expected.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    problems = [f"has no {shorten(missing)}"] if missing else []
+    problems = [f"no {shorten(missing)} in the file"] if missing else []
+    problems += [f"no {shorten(unknown)} in the network"] if unknown else []
     problems += [shorten(shapes)] if shapes else []
     if problems:
         raise MlopsError(
             f"model.weights={start.weights}: do not fit {type(model).__name__}: {'; '.join(problems)}; give the "
-            "weights of this very network, or its parameters (model.width, ...) as they were"
+            "weights of this very network, or its parameters and data.image_size as they were"
         )
-    model.load_state_dict({name: given[name] for name in expected if name in given}, strict=False)
+    model.load_state_dict(given, strict=False)
 
 
 def _published(node: Target, allowed: Collection[str]) -> list[_Published]:
@@ -195,11 +223,19 @@ def _choose(name: str, published: Sequence[_Published]) -> _Published:
 def _download(url: str, file_name: str) -> Path:
     """torch's own cache, so that what other programs downloaded is found; the hash stands in the file's name."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / file_name
+    path, match = folder / file_name, re.search(r"-([a-f0-9]{8,})\.", file_name)
+    beginning = match[1] if match else ""
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        match = re.search(r"-([a-f0-9]{8,})\.", file_name)
-        torch.hub.download_url_to_file(url, str(path), match[1] if match else None, progress=sys.stderr.isatty())
+        before = socket.getdefaulttimeout()
+        # torch would wait for ever for a host that does not answer.
+        socket.setdefaulttimeout(TIMEOUT_SECONDS)
+        try:
+            torch.hub.download_url_to_file(url, str(path), beginning or None, progress=sys.stderr.isatty())
+        finally:
+            socket.setdefaulttimeout(before)
+    elif not _sha256(path).startswith(beginning):
+        raise ValueError(f"{path} is not what its name says; remove it")
     return path
 
 
@@ -224,12 +260,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise MlopsError(f"model.weights={path}: needs safetensors; pip install safetensors") from error
-    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise _no_weights(path) from error
-    except Exception as error:
-        # safetensors has an error type of its own, which is there only with the package.
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except Exception as error:  # on bytes that are no weights, the readers raise nearly anything
         raise _no_weights(path) from error
     for key in ("state_dict", "model"):  # how most trainers wrap them
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
