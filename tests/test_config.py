@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlops.config import Config, check, check_targets, defaults, load, settings, shown
+from mlops.config import Config, check, check_targets, complete, defaults, load, settings, shown
 from mlops.errors import MlopsError
 from mlops.targets import MODELS, OPTIMIZERS
 
@@ -104,3 +104,10 @@ def test_every_setting_has_a_line_of_help():
 def test_values_are_shown_as_a_user_would_write_them():
     assert [shown(value) for value in (None, True, 1, "a")] == ["null", "true", "1", "a"]
     assert len(shown("x" * 1000)) == 60
+
+
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_what_came_later():
+    old = raw(training__epochs=7)
+    del old["data"]["split"]["seed"], old["training"]["ema"], old["promote"]
+    assert load(complete(old)) == load(raw(training__epochs=7))
+    assert check(complete({"sed": 1})) == ["sed=1: no such key; did you mean seed?"]

@@ -16,7 +16,7 @@ from mlops.checkpoint import read_metadata, rebuild
 from mlops.config import check, check_targets
 from mlops.entrypoint import _register
 from mlops.targets import MODELS, read_allowed
-from samples import QUICK, ROOT
+from samples import COLOURS, QUICK, ROOT, png
 
 LATEST = Path("models/latest/best_model.pth")
 SQUEEZENET = [setting for setting in QUICK if not setting.startswith(("model.", "data.image_size"))]
@@ -266,3 +266,42 @@ def test_a_new_model_does_not_stand_beside_the_report_of_the_one_before(
     assert (LATEST.parent / "report" / "index.html").exists()
     assert hydra_command("train", *settings, "seed=1").code == 0
     assert [path.name for path in LATEST.parent.iterdir()] == ["best_model.pth"]
+
+
+def test_a_checkpoint_does_not_choose_what_is_downloaded_and_where_to(
+    pictures: Path, workplace: Path, hydra_command: Command, mlops_command: Command
+):
+    assert hydra_command("train", *QUICK, f"data.root={pictures}", "training.epochs=1").code == 0
+    kept = checkpoint.read(LATEST)
+    data = kept.metadata["config"]["data"] | {
+        "source": "torchvision",
+        "dataset": "Food101",
+        "downloads": str(workplace / "theirs"),
+    }
+    story = kept.metadata | {"config": kept.metadata["config"] | {"data": data}}
+    story["data"] = story["data"] | {"name": "elsewhere"}
+    checkpoint.save(Path("theirs.pth"), kept.state_dict, story)
+    done = mlops_command("evaluate", "theirs.pth")
+    assert done.code == 2
+    assert done.errors == [
+        "data/downloads: does not hold torchvision's Food101, the data of this checkpoint; fetch it with: "
+        "invoke preprocess-data -o data=torchvision -o data.dataset=Food101"
+    ]
+    assert not (workplace / "theirs").exists()
+    assert not (workplace / "data" / "downloads").exists()
+
+
+def test_two_classes_of_a_table_of_labels_can_be_mixed(workplace: Path, hydra_command: Command):
+    rows = ["path,label"]
+    for number in range(30):
+        name, colour = ("eye open", COLOURS["red"]) if number % 2 else ("eye, shut", COLOURS["blue"])
+        (workplace / "set").mkdir(exist_ok=True)
+        (workplace / "set" / f"{number}.png").write_bytes(png(number, colour=colour))
+        rows.append(f'{number}.png,"{name}"')
+    (workplace / "set" / "labels.csv").write_text("\n".join(rows))
+    settings = [s for s in QUICK if s != "data=folder"]
+    done = hydra_command("train", "data=csv", "data.root=set", *settings, "augment.mixup=0.4", "training.epochs=5")
+    assert done.code == 0, done.err
+    story = read_metadata(LATEST)
+    assert story["classes"] == ["eye open", "eye, shut"]
+    assert story["metrics"]["val_Accuracy"] == 1.0

@@ -37,8 +37,11 @@ class Checkpoint:
 
     @property
     def config(self) -> Config:
-        """The config of the run, as it was resolved then. Never resolved again."""
-        return schema.load(self.metadata["config"])
+        """The config of the run, as it was resolved then. Never resolved again.
+
+        Settings that came later have their defaults, which are what the code did before.
+        """
+        return schema.load(schema.complete(self.metadata["config"]))
 
     @property
     def classes(self) -> list[str]:

@@ -239,6 +239,18 @@ def defaults() -> dict[str, Any]:
     return dataclasses.asdict(Config())
 
 
+def complete(raw: Mapping[str, Any], kind: type = Config) -> dict[str, Any]:
+    """`raw` with the defaults of the settings it does not know: a config of an earlier version."""
+    hints = typing.get_type_hints(kind)
+    known = dataclasses.asdict(kind()) | dict(raw)
+    return {
+        name: complete(value, hints[name])
+        if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, Mapping)
+        else value
+        for name, value in known.items()
+    }
+
+
 def load(raw: Mapping[str, Any]) -> Config:
     """Turn composed plain values into a `Config`.
 

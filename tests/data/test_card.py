@@ -171,3 +171,18 @@ def test_prepared_data_of_before_there_were_cards_still_opens(
     assert "card" not in capsys.readouterr().out
     config = DataConfig(source="folder", root=str(pictures), image_size=8, max_bad=0.5, split=SplitConfig(0.2, 0.2))
     assert prepare(build_index(replace(config, workers=1)), prepared.folder.parent).folder == prepared.folder
+
+
+@pytest.mark.parametrize("odd", [(48, 40), (40, 400)])
+def test_one_picture_of_another_size_among_hundreds_is_counted(odd: tuple[int, int]):
+    rows = [
+        {"sha256": str(n), "group": str(n), "split": split, "width": 40, "height": 40}
+        for split, count in (("train", 200), ("val", 5), ("test", 5))
+        for n in range(count)
+    ]
+    rows[0] |= {"width": odd[0], "height": odd[1]}
+    counts = {"train": {"cat": 200}, "val": {"cat": 5}, "test": {"cat": 5}}
+    found = describe(rows, {**FACTS, "counts": counts})
+    for bins in (found["histograms"]["longer side, pixels"], found["histograms"]["width / height"]):
+        assert sum(count for _, count in bins) == 210
+        assert sorted(count for _, count in bins if count) == [1, 209]

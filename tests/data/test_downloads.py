@@ -443,6 +443,17 @@ def test_a_damaged_listing_says_what_to_remove(offer: Callable[[str], Archives],
     assert labels_of(torchvision("CIFAR10", tmp_path)) == ARRAYS
 
 
+def test_a_listing_that_leads_out_of_its_folder_is_refused(offer: Callable[[str], Archives], tmp_path: Path):
+    offer("GTSRB")
+    torchvision("GTSRB", tmp_path)
+    listing = tmp_path / "GTSRB" / "listing.json"
+    content = json.loads(listing.read_text())
+    content["images"][0][0] = "../../secret.png"
+    listing.write_text(json.dumps(content))
+    with pytest.raises(MlopsError, match=r"the path '\.\./\.\./secret\.png' leaves its root"):
+        torchvision("GTSRB", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["CIFAR10", "MNIST"])
 def test_offline_it_is_one_line_with_what_to_do(
     name: str, hydra_command: Command, workplace: Path, monkeypatch: pytest.MonkeyPatch

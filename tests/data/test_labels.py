@@ -144,3 +144,13 @@ def test_the_source_csv_reads_folders_and_archives_alike(tmp_path: Path):
     found = [open_source(DataConfig(source="csv", root=str(tmp_path / name))) for name in ("folder", "images.zip")]
     assert found[0].entries == found[1].entries
     assert open_tree(tmp_path / "images.zip").read("a.png") == found[0].tree.read("a.png")
+
+
+def test_a_table_may_be_named_as_a_shell_completes_it():
+    assert labelled(tree("path,label\na.png,x\nb.png,y\n", "a.png", "b.png"), "./labels.csv").classes == ["x", "y"]
+
+
+def test_a_table_that_is_too_large_to_read_whole_is_refused_and_not_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mlops.data.listing.MAX_BYTES", 20)
+    with pytest.raises(MlopsError, match=r"labels\.csv is larger than 20 bytes"):
+        labelled(tree("path,label\na.png,x\nb.png,y\n", "a.png", "b.png"), "labels.csv")
