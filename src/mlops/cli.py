@@ -62,21 +62,38 @@ def evaluate(
     checkpoint: CheckpointPath = LATEST,
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder, .tar or .zip as <class>/<image>; the checkpoint's own data when left out"),
+        typer.Argument(
+            help="Folder, .tar or .zip: as <class>/<image>, as <split>/<class>/<image>, or with the table that a "
+            "checkpoint of data=csv or data=gtsrb was trained on; the checkpoint's own data when left out"
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, val or test: which split of the checkpoint's own data (test when left out), or the images "
+            "that DATA itself puts there (all when left out)."
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression on DATA's file names, as data.group: images in which it finds the same belong "
+            "together, which the interval needs to know.",
+            metavar="REGEX",
+        ),
+    ] = None,
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
     json_file: Annotated[
         str | None, typer.Option("--json", help="Also write the scores here; - is standard output.")
     ] = None,
     allow: Allow = None,
 ) -> None:
-    """Score a checkpoint: accuracy, precision, recall and F1 of every class, and the confusion matrix."""
+    """Score a checkpoint: accuracy and its interval, calibration, every class, and the confusion matrix."""
     from mlops.evaluation.run import evaluate_checkpoint
     from mlops.files import write_text
     from mlops.tables import show_scores
 
-    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or ())
+    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or (), group=group)
     text = json.dumps(scores, indent=1, ensure_ascii=False)
     if json_file == "-":
         typer.echo(text)
