@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,64 @@ def test_predict_scales_its_probabilities_by_the_temperature(mlops: Command, tra
     # Of three classes; the other two share what is left in a proportion that is bounded, not known.
     odds = torch.tensor(plain / (1 - plain))
     assert hot < float(odds ** (1 / 5) / (1 + odds ** (1 / 5)))
+
+
+# Clears a screen, as two bytes and as one, and turns what follows around.
+STEERING = ["\x1b[2J\x1b[H", "\x9b2J", "\u202ederc"]
+
+
+@pytest.fixture
+def steering(trained: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose class names would steer a terminal."""
+    return changed(trained, tmp_path / "steering.pth", lambda told: told.update(classes=STEERING))
+
+
+def test_class_names_do_not_steer_a_terminal(mlops: Command, steering: Path):
+    for arguments in (["evaluate"], ["predict", "pictures"], ["info"]):
+        done = mlops(arguments[0], steering, *arguments[1:])
+        assert done.code == 0, done.err
+        assert not any(mark in done.out for mark in "\x1b\x9b\u202e")
+        assert r"\x1b[2J" in done.out
+    assert json.loads(mlops("evaluate", steering, "--json", "-").out)["classes"] == STEERING
+    # A pipe has them as they are.
+    assert "\x9b2J" in mlops("predict", steering, "pictures", "--csv", "-").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals that Python can make")
+@pytest.mark.parametrize("words", ["predict {} pictures/red --csv -", "evaluate {} --json -", "info {} --json"])
+def test_what_is_meant_for_a_pipe_does_not_steer_a_terminal(words: str, trained: Path, steering: Path):
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "mlops.cli", *words.format(steering).split()]
+    run = subprocess.Popen(command, stdout=end, stderr=subprocess.PIPE, cwd=trained)
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    os.close(terminal)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    text = shown.decode()
+    assert text.count("\n") > 20
+    assert not any(mark in text for mark in "\x1b\x9b\u202e")
+    assert r"\u202ederc" in text
+
+
+def test_a_pipe_gets_utf8_whatever_the_machine_uses(trained: Path, tmp_path: Path):
+    file = changed(trained, tmp_path / "dog.pth", lambda told: told.update(classes=["blue", "green", "\u72ac"]))
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops.cli", "predict", file, "pictures/red/00.png", "--csv", "-"],
+        cwd=trained,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ",\u72ac," in done.stdout.decode("utf-8")
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["report"], ["predict", "pictures"]])
