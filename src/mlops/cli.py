@@ -66,7 +66,8 @@ def evaluate(
         Path | None,
         typer.Argument(
             help="Folder, .tar or .zip: as <class>/<image>, as <split>/<class>/<image>, or with the table that a "
-            "checkpoint of data=csv or data=gtsrb was trained on; the checkpoint's own data when left out"
+            "checkpoint of data=csv or data=gtsrb was trained on; the checkpoint's own data when left out",
+            metavar="DATA",
         ),
     ] = None,
     split: Annotated[
