@@ -52,12 +52,12 @@ def train(c, override):
 @task(
     help={
         "checkpoint": "the file to score",
-        "data": "a folder, .tar or .zip of images; the checkpoint's own test split when left out",
+        "data": "a folder, .tar or .zip of images (its splits, groups: mlops evaluate --help); else the own test split",
         "json": "also write the scores here",
     }
 )
 def evaluate(c, checkpoint=LATEST, data=None, json=None):
-    """Score a checkpoint: accuracy, precision, recall and F1 of every class, and the confusion matrix."""
+    """Score a checkpoint: accuracy and its interval, calibration, every class, and the confusion matrix."""
     _become("-m", "mlops.cli", "evaluate", checkpoint, *([data] if data else []), *(["--json", json] if json else []))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,20 @@ def png(seed: int = 0, size: tuple[int, int] = (12, 10), colour: tuple[int, int,
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def attributes(page: str) -> set[str]:
+    """The attributes that a browser finds in HTML, as `tag.attribute`, and the tags themselves."""
+    found: set[str] = set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update({tag, *(f"{tag}.{name}" for name, _ in attrs)})
+
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    return found
 
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 30, 40)}

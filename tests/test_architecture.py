@@ -47,6 +47,13 @@ def test_every_import_goes_down():
     assert wrong == []
 
 
+def test_the_documentation_shows_the_floors_as_they_are():
+    section = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Floors")[1].split("\n## ")[0]
+    modules = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")][2:]
+    shown = [set(re.findall(r"`([\w.]+)/?`", cell)) for cell in modules]
+    assert shown == [*FLOORS, {"tasks.py"}]
+
+
 def test_only_image_decodes_and_only_targets_builds_by_name():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()

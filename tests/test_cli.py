@@ -1,10 +1,14 @@
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -94,6 +98,76 @@ def test_evaluate_takes_any_folder_or_archive_with_some_of_the_classes(mlops: Co
     assert scores["accuracy_interval"] == [pytest.approx(0.025**0.1), 1.0]  # ten images, each its own group
 
 
+def split_set(root: Path) -> Path:
+    """`train/`: 6 pictures that are what they say; `test/`: 4, all of them mislabelled."""
+    other = {"green": "red", "red": "green"}
+    for seed, (split, count) in enumerate((("train", 3), ("test", 2))):
+        for name in other:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                colour = COLOURS[name if split == "train" else other[name]]
+                (root / split / name / f"{number}.png").write_bytes(png(10 * seed + number, colour=colour))
+    return root
+
+
+def warnings(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("warning: ")]
+
+
+def test_of_data_with_splits_one_is_scored_or_all_with_a_warning(mlops: Command, tmp_path: Path):
+    root = split_set(tmp_path / "new")
+    test = mlops("evaluate", LATEST, root, "--split", "test", "--json", "-")
+    scores = json.loads(test.out)
+    assert (scores["n"], scores["accuracy"], scores["data"]) == (4, 0.0, f"{root} (test)")
+    assert warnings(test.err) == []
+    assert json.loads(mlops("evaluate", LATEST, root, "--split", "train", "--json", "-").out)["accuracy"] == 1.0
+    both = mlops("evaluate", LATEST, root, "--json", "-")
+    assert json.loads(both.out)["n"] == 10
+    (line,) = warnings(both.err)
+    assert "names splits of its own: train (6 images), test (4 images)" in line
+    assert "--split" in line
+    done = mlops("evaluate", LATEST, root, "--split", "val")
+    assert done.errors == [f"--split=val: {root} puts no image there; it names train (6 images), test (4 images)"]
+
+
+def test_a_split_of_data_without_splits_is_refused(mlops: Command):
+    done = mlops("evaluate", LATEST, "pictures", "--split", "test")
+    assert done.code == 2
+    assert done.errors == [
+        "--split=test: pictures puts no image there; it names no splits; leave --split out to score all its images"
+    ]
+
+
+def test_evaluate_takes_an_expression_for_groups_as_training_does(mlops: Command, trained: Path, tmp_path: Path):
+    # 00.png to 09.png, 10.png to 19.png, of each class
+    done = mlops("evaluate", LATEST, "pictures", "--group", r"^\d", "--json", "-")
+    scores = json.loads(done.out)
+    assert (scores["n"], scores["n_groups"]) == (60, 2)
+    assert warnings(done.err) == []
+    assert json.loads(mlops("evaluate", LATEST, "pictures", "--json", "-").out)["n_groups"] == 60
+    grouped = changed(trained, tmp_path / "g.pth", lambda told: told["config"]["data"].update(group="^[^_]+'\x1b"))
+    (line,) = warnings(mlops("evaluate", grouped, "pictures").err)
+    assert "every image as a group of its own" in line
+    assert r"""--group '^[^_]+'"'"'\x1b'""" in line
+    assert warnings(mlops("evaluate", grouped, "pictures", "--group", "^.").err) == []
+
+
+def test_groups_that_the_data_names_itself_are_not_named_twice(mlops: Command, trained: Path, tmp_path: Path):
+    for number, colour in enumerate(("red", "red", "blue")):
+        (tmp_path / f"{number}.png").write_bytes(png(number, colour=COLOURS[colour]))
+    (tmp_path / "labels.csv").write_text("path,label,group\n0.png,red,a\n1.png,red,a\n2.png,blue,b\n")
+
+    def of_a_table(told: dict[str, Any]) -> None:
+        told["config"]["data"].update(source="csv", group="^.")
+
+    file = changed(trained, tmp_path / "csv.pth", of_a_table)
+    own = mlops("evaluate", file, tmp_path, "--json", "-")
+    assert json.loads(own.out)["n_groups"] == 2
+    assert warnings(own.err) == []
+    twice = mlops("evaluate", file, tmp_path, "--group", "^.")
+    assert twice.errors == [f"--group=^.: {tmp_path} names groups of its own already; leave --group out"]
+
+
 def test_evaluate_prepares_the_data_again_when_it_is_gone_and_refuses_other_data(
     mlops: Command, trained: Path, tmp_path: Path
 ):
@@ -125,11 +199,17 @@ def test_predict_names_what_is_on_files_and_in_folders(mlops: Command, tmp_path:
     assert all(0.34 < float(row["probability"]) <= 1 for row in rows)
 
 
-def with_temperature(trained: Path, path: Path, temperature: float | None) -> Path:
+def changed(trained: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of the checkpoint whose metadata `change` has changed."""
     loaded = checkpoint.read(trained / LATEST)
     metadata = {key: value for key, value in loaded.metadata.items() if key != "digest"}
-    checkpoint.save(path, loaded.state_dict, metadata | {"temperature": temperature})
+    change(metadata)
+    checkpoint.save(path, loaded.state_dict, metadata)
     return path
+
+
+def with_temperature(trained: Path, path: Path, temperature: float | None) -> Path:
+    return changed(trained, path, lambda told: told.update(temperature=temperature))
 
 
 def test_predict_scales_its_probabilities_by_the_temperature(mlops: Command, trained: Path, tmp_path: Path):
@@ -147,6 +227,64 @@ def test_predict_scales_its_probabilities_by_the_temperature(mlops: Command, tra
     assert hot < float(odds ** (1 / 5) / (1 + odds ** (1 / 5)))
 
 
+# Clears a screen, as two bytes and as one, and turns what follows around.
+STEERING = ["\x1b[2J\x1b[H", "\x9b2J", "\u202ederc"]
+
+
+@pytest.fixture
+def steering(trained: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose class names would steer a terminal."""
+    return changed(trained, tmp_path / "steering.pth", lambda told: told.update(classes=STEERING))
+
+
+def test_class_names_do_not_steer_a_terminal(mlops: Command, steering: Path):
+    for arguments in (["evaluate"], ["predict", "pictures"], ["info"]):
+        done = mlops(arguments[0], steering, *arguments[1:])
+        assert done.code == 0, done.err
+        assert not any(mark in done.out for mark in "\x1b\x9b\u202e")
+        assert r"\x1b[2J" in done.out
+    assert json.loads(mlops("evaluate", steering, "--json", "-").out)["classes"] == STEERING
+    # A pipe has them as they are.
+    assert "\x9b2J" in mlops("predict", steering, "pictures", "--csv", "-").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals that Python can make")
+@pytest.mark.parametrize("words", ["predict {} pictures/red --csv -", "evaluate {} --json -", "info {} --json"])
+def test_what_is_meant_for_a_pipe_does_not_steer_a_terminal(words: str, trained: Path, steering: Path):
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "mlops.cli", *words.format(steering).split()]
+    run = subprocess.Popen(command, stdout=end, stderr=subprocess.PIPE, cwd=trained)
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    os.close(terminal)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    text = shown.decode()
+    assert text.count("\n") > 20
+    assert not any(mark in text for mark in "\x1b\x9b\u202e")
+    assert r"\u202ederc" in text
+
+
+def test_a_pipe_gets_utf8_whatever_the_machine_uses(trained: Path, tmp_path: Path):
+    file = changed(trained, tmp_path / "dog.pth", lambda told: told.update(classes=["blue", "green", "\u72ac"]))
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops.cli", "predict", file, "pictures/red/00.png", "--csv", "-"],
+        cwd=trained,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ",\u72ac," in done.stdout.decode("utf-8")
+
+
 @pytest.mark.parametrize("command", [["evaluate"], ["report"], ["predict", "pictures"]])
 def test_a_checkpoint_with_an_impossible_temperature_is_refused(
     command: list[str], mlops: Command, trained: Path, tmp_path: Path
@@ -161,7 +299,7 @@ def test_a_report_is_written_beside_the_checkpoint_and_is_that_of_the_run(mlops:
     done = mlops("report")
     assert done.code == 0
     folder = trained / "models" / "latest" / "report"
-    assert f"page  {folder.relative_to(trained)}/index.html" in done.out
+    assert f"page  {folder.relative_to(trained) / 'index.html'}" in done.out
     (run,) = (trained / "outputs").glob("*/*/report")
     for written in run.iterdir():
         assert (folder / written.name).read_bytes() == written.read_bytes(), written.name
@@ -191,6 +329,50 @@ def test_a_report_without_the_data_is_made_from_the_file_alone_and_says_so(
     story = checkpoint.read_metadata(trained / LATEST)
     assert f"{story['metrics']['test_Accuracy']:.2%}" in text
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "curves.png"}
+
+
+def test_a_page_without_scores_never_replaces_a_report_with_scores(mlops: Command, trained: Path, tmp_path: Path):
+    assert mlops("report", LATEST, "--output", tmp_path / "report").code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    (trained / "pictures").rename(trained / "moved")
+    try:
+        done = mlops("report", LATEST, "--processed", tmp_path / "none", "--output", tmp_path / "report")
+        # A page of another split would take the place of this one as well.
+        val = mlops("report", LATEST, "--split", "val", "--processed", "none", "--output", tmp_path / "report")
+    finally:
+        (trained / "moved").rename(trained / "pictures")
+    assert (done.code, val.code) == (2, 2)
+    (line,) = done.errors
+    assert line.startswith(f"{tmp_path / 'report'}: holds a report with scores")
+    assert "data.root=pictures: no such folder" in line
+    assert "--output" in line
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+
+
+@pytest.mark.parametrize("fault", ["damaged", "no room"])
+def test_data_that_is_here_but_cannot_be_used_is_an_error_and_no_page(
+    fault: str, mlops: Command, trained: Path, tmp_path: Path
+):
+    if fault == "damaged":
+        (prepared,) = (trained / "data" / "processed").glob("*/manifest.json")
+        shutil.copytree(prepared.parent, tmp_path / "processed" / prepared.parent.name)
+        (tmp_path / "processed" / prepared.parent.name / "manifest.json").write_text("{}")
+    else:
+        (tmp_path / "processed").write_text("a file where the folder should be")
+    done = mlops("report", LATEST, "--processed", tmp_path / "processed", "--output", tmp_path / "report")
+    assert done.code == 2
+    assert ("is damaged" if fault == "damaged" else "cannot be used") in done.errors[0]
+    assert not (tmp_path / "report").exists()
+
+
+def test_other_data_in_its_place_is_a_page_without_scores(mlops: Command, trained: Path, tmp_path: Path):
+    image = trained / "pictures" / "red" / "00.png"
+    before = image.read_bytes()
+    image.write_bytes(png(5))
+    done = mlops("report", LATEST, "--processed", tmp_path / "other", "--output", tmp_path / "report")
+    image.write_bytes(before)
+    assert done.code == 0
+    assert "is not the data this checkpoint was trained on" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_a_checkpoint_whose_training_did_not_end_has_a_report(mlops: Command, trained: Path, tmp_path: Path):
@@ -231,6 +413,12 @@ def test_predict_names_what_it_cannot_read_and_still_predicts_the_rest(mlops: Co
         (["evaluate", "pictures/red/01.png"], "is not a checkpoint of this project"),
         (["evaluate", LATEST, "nowhere"], "DATA=nowhere: no such folder or archive"),
         (["evaluate", LATEST, "--split", "dev"], "--split=dev: must be one of train, val, test"),
+        (["evaluate", LATEST, "pictures", "--group", "("], "--group=(: is not a regular expression: missing ), unterm"),
+        (
+            ["evaluate", LATEST, "pictures", "--group", "left"],
+            "--group=left: does not match 60 file names, such as 00.png",
+        ),
+        (["evaluate", LATEST, "--group", "^."], "--group=^.: goes with DATA"),
         (["predict", "pictures", "pictures"], "pictures"),
         (["report", "none.pth"], "none.pth: no such file; train first"),
         (["report", "pictures/red/01.png"], "is not a checkpoint of this project"),

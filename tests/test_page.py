@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlops import page
+from samples import attributes
 
 
 def test_a_page_is_one_file_that_fetches_nothing_and_runs_nothing():
@@ -21,10 +22,22 @@ def test_what_comes_from_data_is_text_and_never_markup():
     drawing = Figure()
     with page.drawing_style():
         drawing.subplots().set_title(evil, parse_math=False)
-        found = page.page(evil, evil, [(evil, page.tiles([(evil, evil)]) + page.table([evil], [[evil]]))])
-        found += page.pictures([(np.zeros((2, 2, 3), np.uint8), [evil])]) + page.figure(drawing, evil)
-    assert "<img src=x" not in found
-    assert "\x1b" not in found
+        parts = {
+            "page": page.page(evil, evil, [(evil, "<p>body</p>")]),
+            "tiles": page.tiles([(evil, evil)]),
+            "table": page.table([evil], [[evil]]),
+            "bars": page.bars([evil, evil], [(evil, [3])]),
+            "pictures": page.pictures([(np.zeros((2, 2, 3), np.uint8), [evil, evil])], kind=evil),
+            "block": page.block(f"{evil}\n{evil}"),
+            "folded": page.folded(evil, page.block(evil)),
+            "figure": page.figure(drawing, evil),
+            "beside": page.beside([page.figure(drawing, evil), page.block(evil)]),
+        }
+    for name, part in parts.items():
+        assert "alert(1)" in part, name  # it is shown, and as text
+        assert "<img src=x" not in part, name
+        assert not {found for found in attributes(part) if found.endswith(".onerror")}, name
+        assert "\x1b" not in part, name
 
 
 def test_a_figure_takes_the_ink_of_the_page_and_is_the_same_every_time():

@@ -1,13 +1,15 @@
 """`mlops`: tools that start from a checkpoint. Heavy imports wait until a command needs them."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import mlops
-from mlops.errors import MlopsError, fail
+from mlops.errors import MlopsError, fail, printable
 from mlops.files import users_to_mend
 
 app = typer.Typer(
@@ -52,7 +54,7 @@ def info(
 
     metadata = read_metadata(checkpoint)
     if as_json:
-        typer.echo(json.dumps(metadata, indent=1, ensure_ascii=False))
+        _print(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
     else:
         show_metadata(checkpoint, metadata)
 
@@ -62,24 +64,42 @@ def evaluate(
     checkpoint: CheckpointPath = LATEST,
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder, .tar or .zip as <class>/<image>; the checkpoint's own data when left out"),
+        typer.Argument(
+            help="Folder, .tar or .zip: as <class>/<image>, as <split>/<class>/<image>, or with the table that a "
+            "checkpoint of data=csv or data=gtsrb was trained on; the checkpoint's own data when left out",
+            metavar="DATA",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, val or test: which split of the checkpoint's own data (test when left out), or the images "
+            "that DATA itself puts there (all when left out)."
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression on DATA's file names, as data.group: images in which it finds the same belong "
+            "together, which the interval needs to know.",
+            metavar="REGEX",
+        ),
+    ] = None,
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
     json_file: Annotated[
         str | None, typer.Option("--json", help="Also write the scores here; - is standard output.")
     ] = None,
     allow: Allow = None,
 ) -> None:
-    """Score a checkpoint: accuracy, precision, recall and F1 of every class, and the confusion matrix."""
+    """Score a checkpoint: accuracy and its interval, calibration, every class, and the confusion matrix."""
     from mlops.evaluation.run import evaluate_checkpoint
     from mlops.files import write_text
     from mlops.tables import show_scores
 
-    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or ())
+    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or (), group=group)
     text = json.dumps(scores, indent=1, ensure_ascii=False)
     if json_file == "-":
-        typer.echo(text)
+        _print(text + "\n")
         return
     show_scores(scores)
     if json_file is not None:
@@ -122,7 +142,7 @@ def predict(
     if csv_file is None:
         show_predictions(predictions)
     elif csv_file == "-":
-        typer.echo(predictions_as_csv(predictions), nl=False)
+        _print(predictions_as_csv(predictions))
     else:
         from mlops.files import write_text
 
@@ -131,8 +151,18 @@ def predict(
         raise MlopsError([f"{path}: {reason}" for path, reason in unreadable])
 
 
+def _print(text: str) -> None:
+    """Print what a program may read: into files and pipes as it is; names in it must not steer a terminal."""
+    if sys.stdout.isatty():
+        text = "\n".join(printable(line) for line in text.split("\n"))
+    typer.echo(text, nl=False)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """The entrypoint: a mistake of the user's is one line a problem and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # On Windows a pipe has the machine's old code page, which lacks most letters that a class name may have.
+        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     try:
         return app(arguments)
     except MlopsError as error:

@@ -28,7 +28,7 @@ def pairs(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     """A titled list of name and value. Lines are never broken, so that a path can be copied."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
-    out.print(title, style="bold")
+    out.print(printable(title), style="bold")
     for name, value in rows:
         out.print(printable(f"  {name:<{width}}  {value}"), soft_wrap=True)
 
@@ -37,7 +37,7 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     """A titled table with a header; all columns but the first are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="cyan")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(str(cell)) for cell in row))
     out.print(table)

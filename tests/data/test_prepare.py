@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,18 @@ def test_unreadable_images_are_listed_with_their_reason_and_skipped_up_to_the_li
     }
     with pytest.raises(MlopsError, match="2 unreadable images"):  # the limit holds for what is already prepared, too
         prepare(build_index(config(pictures)), tmp_path / "processed")
+
+
+def test_the_log_of_a_skipped_image_is_one_line_that_steers_no_terminal(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in pictures.rglob("*.png"):
+            archive.write(path, path.relative_to(pictures).as_posix())
+        archive.writestr("red/\x1b[2J\nerror: x.png", b"")
+    prepare(build_index(config(tmp_path / "set.zip", max_bad=0.05)), tmp_path / "processed")
+    (line,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert line.endswith(r"red/\x1b[2J\nerror: x.png: empty file; skipped")
 
 
 def test_a_class_without_a_readable_training_image_is_refused(pictures: Path, tmp_path: Path):

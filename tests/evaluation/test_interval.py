@@ -1,3 +1,6 @@
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -61,9 +64,45 @@ def test_one_group_says_nothing_of_others():
     assert accuracy_interval(np.array([True, False, True]), ["a", "a", "a"]) == (0.0, 1.0)
 
 
-def test_many_groups_are_no_more_work_than_few():
+def test_a_first_mistake_never_makes_the_interval_promise_more():
+    # 3 groups of 5 and one mistake: every draw is between 80 % and 100 %, but 3 groups cannot tell that much.
+    one_wrong = np.array([True] * 14 + [False])
+    assert accuracy_interval(one_wrong, list("aaaaabbbbbccccc")) == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+    for count in (2, 3, 7, 20, 180, 1000):
+        for size in (1, 5):
+            groups = [str(number // size) for number in range(count * size)]
+            right = np.ones(len(groups), dtype=bool)
+            without, _ = accuracy_interval(right, groups)
+            right[0] = False
+            low, high = accuracy_interval(right, groups)
+            assert low <= without <= high == 1.0
+            # And the other way round: one image that is right.
+            low, high = accuracy_interval(~right, groups)
+            assert low == 0.0 <= 1 - without <= high
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [1] * 60, [5, 5, 5], [2, 9, 4, 4, 1, 7], [30, 1, 1, 1]])
+def test_one_more_mistake_never_raises_an_end(sizes: list[int]):
+    groups = [str(group) for group, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(5):
+        right, ends = np.ones(len(groups), dtype=bool), [accuracy_interval(np.ones(len(groups), dtype=bool), groups)]
+        for image in np.random.default_rng(seed).permutation(len(groups)):
+            right[image] = False
+            ends.append(accuracy_interval(right, groups))
+        # The draws differ from one to the next by chance, by less than one image.
+        assert all(after <= before + 1 / len(groups) for before, after in itertools.pairwise(low for low, _ in ends))
+        assert all(after <= before + 1 / len(groups) for before, after in itertools.pairwise(high for _, high in ends))
+
+
+def test_many_groups_take_no_more_memory_than_their_kinds():
     right = np.random.default_rng(0).random(200_000) < 0.9
-    low, high = accuracy_interval(right, [str(number) for number in range(200_000)])
+    groups = [str(number) for number in range(200_000)]
+    tracemalloc.start()
+    low, high = accuracy_interval(right, groups)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Drawn group by group, the draws alone would be 2,000 x 200,000 numbers: 3.2 GB.
+    assert peak < 100e6
     # The normal approximation, good for so many.
     wide = 1.96 * (0.9 * 0.1 / 200_000) ** 0.5
     assert (low, high) == pytest.approx((right.mean() - wide, right.mean() + wide), abs=wide / 5)

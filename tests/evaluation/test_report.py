@@ -16,6 +16,7 @@ from mlops.evaluation import figures
 from mlops.evaluation.evaluate import Evaluated
 from mlops.evaluation.pictures import pictures_of
 from mlops.evaluation.report import worst_mistakes, write_report
+from samples import attributes
 
 
 def evaluated(classes: int, images: int = 60, size: int = 8, groups: list[str] | None = None) -> Evaluated:
@@ -98,7 +99,7 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path):
 
 
 def test_class_names_paths_and_settings_are_text_and_never_markup(tmp_path: Path):
-    evil = '<script>alert("1")</script>\x1b[2J\n$\\frac{'
+    evil = '<script>alert("1")</script><img src=x onerror="alert(2)">\x1b[2J\n$\\frac{'
     found = evaluated(2)
     found = Evaluated(
         evil, found.logits, found.labels, [evil + path for path in found.paths], found.groups, found.images
@@ -106,11 +107,19 @@ def test_class_names_paths_and_settings_are_text_and_never_markup(tmp_path: Path
     names = [evil, evil * 40]
     told = story(names, overrides=[evil], created=evil)
     told["config"]["model"]["_target_"] = told["code"]["commit"] = told["data"]["name"] = evil
+    told["config"]["model"][evil] = [evil]
+    told["code"]["version"] = told["data"]["fingerprint"] = told["data"]["split_seed"] = evil
+    told["input"] = {**told["input"], "resize": evil, "filter": evil}
+    told["environment"] |= dict.fromkeys(("platform", "device", "precision", "python", "torch", "numpy"), evil)
     write_report(tmp_path, told, "test", found.scores(names, 1.0), mistakes=worst_mistakes(found, names, 1.0))
-    text = (tmp_path / "index.html").read_text()
-    assert "<script" not in text
-    assert "\x1b" not in text
-    assert "alert" in text
+    write_report(tmp_path / "without", told, "test", missing=evil)
+    for name in ("index.html", "without/index.html"):
+        text = (tmp_path / name).read_text()
+        assert "<script" not in text
+        assert "<img src=x" not in text
+        assert not {found for found in attributes(text) if found == "script" or found.endswith(".onerror")}
+        assert "\x1b" not in text
+        assert text.count("alert") > 10
 
 
 def test_a_page_without_scores_says_what_is_missing_and_keeps_the_rest(tmp_path: Path):
@@ -144,8 +153,14 @@ def test_the_worst_mistakes_are_the_surest_wrong_ones_and_each_group_is_shown_on
 
 
 def test_pictures_of_mistakes_stay_small_when_images_are_large():
-    (mistake, *_) = worst_mistakes(evaluated(2, images=5, size=600), ["a", "b"], 1.0)
-    assert mistake.pixels.shape == (200, 200, 3)
+    found = evaluated(2, images=5, size=600)
+    # Every other column white: of every second or third pixel nothing but black or white would be left.
+    found.images[:] = 0
+    found.images[:, :, ::2] = 255
+    (mistake, *_) = worst_mistakes(found, ["a", "b"], 1.0)
+    assert mistake.pixels.shape == (256, 256, 3)
+    assert mistake.pixels.mean() == pytest.approx(127.5, abs=1)
+    assert 0 < mistake.pixels.min() < mistake.pixels.max() < 255
 
 
 @pytest.mark.parametrize(("classes", "named"), [(2, 2), (10, 10), (43, 43), (1000, 50)])

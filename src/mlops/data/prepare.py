@@ -31,7 +31,7 @@ from mlops.data.decode import Geometry, Unreadable, cores, decode_all
 from mlops.data.duplicates import settle
 from mlops.data.listing import SPLITS, Entry, Listing
 from mlops.data.sources import open_source
-from mlops.errors import MlopsError, shorten
+from mlops.errors import MlopsError, printable, shorten
 from mlops.files import sync_folder, write_text, writing_to
 from mlops.image import Pixels
 from mlops.progress import bar
@@ -216,7 +216,7 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
             entry = item.entry
             if isinstance(result, Unreadable):
                 skipped.append({"path": entry.path, "reason": result.reason})
-                log.warning(f"{index.listing.tree.label}/{entry.path}: {result.reason}; skipped")
+                log.warning(printable(f"{index.listing.tree.label}/{entry.path}: {result.reason}; skipped"))
                 continue
             writers[item.split].append(result.pixels)
             labels[item.split].append(entry.label)

@@ -18,7 +18,7 @@ from mlops.evaluation.calibration import probabilities
 from mlops.evaluation.evaluate import Evaluated
 from mlops.evaluation.pictures import Picture, pictures_of
 from mlops.files import atomic
-from mlops.image import Pixels
+from mlops.image import Pixels, shrink
 from mlops.tables import commonest_confusions, interval
 
 _MISTAKES, _CONFUSIONS = 24, 15
@@ -45,10 +45,9 @@ def worst_mistakes(found: Evaluated, classes: Sequence[str], temperature: float)
     surest: dict[str, int] = {}
     for i in order:
         surest.setdefault(found.groups[i], i)
-    step = -(-max(found.images.shape[1:3]) // _LARGEST_PICTURE)
     return [
         Mistake(
-            pixels=found.images[i][::step, ::step],
+            pixels=shrink(found.images[i], _LARGEST_PICTURE),
             path=found.paths[i],
             true=classes[int(found.labels[i])],
             said=classes[int(said[i])],

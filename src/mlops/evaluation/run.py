@@ -15,20 +15,21 @@ from mlops import config as schema
 from mlops import targets
 from mlops.checkpoint import Checkpoint, read, rebuild
 from mlops.config import DataConfig
+from mlops.data import prepare as preparing
 from mlops.data.batches import EVALUATION_BATCH, Batches
 from mlops.data.decode import Geometry, Unreadable, decode_all
 from mlops.data.downloads import is_fetched
 from mlops.data.listing import SPLITS, Listing
-from mlops.data.prepare import Prepared, build_index, open_prepared, prepare
-from mlops.data.sources import folder, read_tree
-from mlops.data.tree import FolderTree, Tree, open_tree
+from mlops.data.prepare import Index, Prepared, build_index
+from mlops.data.tree import FolderTree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.calibration import probabilities, temperature_of
 from mlops.evaluation.evaluate import Evaluated, evaluate_prepared, predict_split
+from mlops.evaluation.given import check_group, list_given, warn_of_crop
 from mlops.evaluation.report import worst_mistakes, write_report
 from mlops.evaluation.scores import score
 from mlops.image import EXTENSIONS, Pixels
-from mlops.progress import bar, console
+from mlops.progress import bar
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,36 @@ class Prediction:
 
 
 def evaluate_checkpoint(
-    path: Path, data: Path | None, split: str, processed: Path, allow: Collection[str]
+    path: Path,
+    data: Path | None,
+    split: str | None,
+    processed: Path,
+    allow: Collection[str],
+    *,
+    group: str | None = None,
 ) -> dict[str, Any]:
-    """Scores of the checkpoint on a split of its own data, or on all images of `data`.
+    """Scores of the checkpoint on a split of its own data, test when left out, or on images of `data`.
 
-    `allow` are names of networks that may be built beside those of the config folder.
+    Of `data`, all images are scored, or those that it puts into `split` itself. `group` is a regular expression on
+    their file names, as `data.group` is in training. `allow` are names of networks that may be built beside those of
+    the config folder.
 
     Raises:
         MlopsError: the checkpoint or the data cannot be read, or do not fit each other.
     """
-    _check_split(split)
+    _check_split(split or "test")
+    if group is not None:
+        check_group(group, data)
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     if data is None:
-        found = _evaluate_own(model, checkpoint, _own_data(checkpoint, processed), split)
+        found = _evaluate_own(model, checkpoint, _own_data(checkpoint, processed), split or "test")
         return found.scores(checkpoint.classes, temperature)
-    listing = _list(open_tree(data, "DATA"), checkpoint)
+    listing = list_given(data, checkpoint, split, group)
     logits, labels = _predict_listing(model, checkpoint, listing)
     groups = [entry.group for entry in listing.entries]
-    return {"data": str(data), **score(logits, labels, checkpoint.classes, groups=groups, temperature=temperature)}
+    source = str(data) if split is None else f"{data} ({split})"
+    return {"data": source, **score(logits, labels, checkpoint.classes, groups=groups, temperature=temperature)}
 
 
 def report_checkpoint(path: Path, output: Path, split: str, processed: Path, allow: Collection[str]) -> str | None:
@@ -68,14 +80,22 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path, all
     Returns why that data could not be had, where the report had to be made from the file alone.
 
     Raises:
-        MlopsError: the checkpoint cannot be read or rebuilt, or the report cannot be written.
+        MlopsError: the checkpoint cannot be read or rebuilt, its data is here but cannot be used, the report cannot be
+            written, or would replace one with scores by one without.
     """
     _check_split(split)
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     try:
         data = _own_data(checkpoint, processed)
+    except _UnusableError:
+        raise
     except MlopsError as error:
+        if any((output / f"{name}.json").exists() for name in SPLITS):
+            raise MlopsError(
+                f"{output}: holds a report with scores, and one without would replace it: {one_line(error)}; "
+                "name another folder with --output for a page without scores"
+            ) from error
         # What the file itself tells (curves, metrics, config) is worth more than an error.
         write_report(output, checkpoint.metadata, split, missing=one_line(error))
         return one_line(error)
@@ -93,7 +113,7 @@ def predict_images(
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
-    _warn_of_crop(checkpoint)
+    warn_of_crop(checkpoint)
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
     names: list[str] = []
@@ -152,29 +172,6 @@ def _evaluate_own(model: nn.Module, checkpoint: Checkpoint, data: Prepared, spli
     return evaluate_prepared(model, data, split, Batches(images, labels, **_statistics(checkpoint), device=device))
 
 
-def _list(tree: Tree, checkpoint: Checkpoint) -> Listing:
-    """The images of `tree` in the layout the checkpoint was trained on where it has that table, else as folders."""
-    settings = checkpoint.config.data
-    table = {"gtsrb": "Train.csv", "csv": settings.csv}.get(settings.source)
-    if table and any(name == table or name.endswith(f"/{table}") for name in tree.names):
-        # An expression for groups and the list of classes belong to training; here every label may be named.
-        return read_tree(tree, dataclasses.replace(settings, classes=None, group=None, roi=_crops(checkpoint)))
-    _warn_of_crop(checkpoint)
-    return folder(tree, None)
-
-
-def _crops(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.metadata["input"].get("crop") == "roi")
-
-
-def _warn_of_crop(checkpoint: Checkpoint) -> None:
-    if _crops(checkpoint):
-        console.print(
-            "warning: this checkpoint was trained on the boxes of its pictures only (data.roi=true); "
-            "pictures without boxes should show the object alone, cut out as closely"
-        )
-
-
 def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing) -> tuple[Tensor, Tensor]:
     unknown = sorted(set(listing.classes) - set(checkpoint.classes))
     if unknown:
@@ -216,6 +213,26 @@ def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Sequence[Pixels])
         device=torch.device("cpu"),
     )
     return predict_split(model, batches.evaluation())[0]
+
+
+class _UnusableError(MlopsError):
+    """Data that is here but cannot be used: a damaged folder, a full disk. It is to be mended, not done without."""
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """As `prepare.open_prepared`; what goes wrong is no missing data."""
+    try:
+        return preparing.open_prepared(folder)
+    except MlopsError as error:
+        raise _UnusableError(error.problems) from error
+
+
+def prepare(index: Index, processed: Path) -> Prepared:
+    """As `prepare.prepare`; what goes wrong is no missing data."""
+    try:
+        return preparing.prepare(index, processed)
+    except MlopsError as error:
+        raise _UnusableError(error.problems) from error
 
 
 def _own_data(checkpoint: Checkpoint, processed: Path) -> Prepared:
