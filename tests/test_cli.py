@@ -469,6 +469,16 @@ def test_evaluate_takes_gtsrb_in_its_own_layout(hydra_command: Command, mlops_co
     assert set(scores["per_class"]) == {"Speed limit", "Stop"}
     own = json.loads(mlops_command("evaluate", LATEST, "--json", "-").out)
     assert own["n"] == 3 * own["n_groups"]  # whole tracks
+    # The official test images stand in a table of their own, without tracks.
+    (tmp_path / "signs" / "Test").mkdir()
+    (tmp_path / "signs" / "Test" / "0.png").write_bytes(png(5, colour=COLOURS["red"]))
+    (tmp_path / "signs" / "Test.csv").write_text("ClassId,Path\n3,Test/0.png\n")
+    test = mlops_command("evaluate", LATEST, tmp_path / "signs", "--split", "test", "--json", "-")
+    assert json.loads(test.out)["n"] == 1
+    both = mlops_command("evaluate", LATEST, tmp_path / "signs", "--json", "-")
+    assert json.loads(both.out)["n"] == 31
+    (line,) = warnings(both.err)
+    assert "test (1 images), 30 images in none; all are scored together" in line
 
 
 def test_a_checkpoint_of_boxes_says_so_and_is_scored_on_boxes(
