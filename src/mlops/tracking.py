@@ -6,6 +6,7 @@ an offline run, and every call runs in a thread that is left behind when its tim
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -238,7 +239,7 @@ class Tracker:
         try:
             _within(seconds or CALL_TIMEOUT, lambda: action(run))
         except Exception as error:
-            if isinstance(error, TimeoutError) or self._core_has_ended():
+            if isinstance(error, TimeoutError) or _disk_is_full(error) or self._core_has_ended():
                 self._lose(error)
             elif not self._missed:
                 self._missed = True
@@ -317,6 +318,11 @@ def _within(seconds: float, action: Callable[[], T]) -> T:
 def _reason(error: Exception) -> str:
     # Advice on a setting of W&B's is none to a user of ours.
     return "it does not answer" if isinstance(error, TimeoutError) else one_line(error).split(" Consider increasing")[0]
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # W&B's own process says nothing when it cannot write what the run has told it.
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def _exit_code(error: BaseException | None) -> int:
