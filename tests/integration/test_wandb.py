@@ -68,7 +68,7 @@ def server(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 1.0)
 
 
 @pytest.fixture
@@ -468,7 +468,7 @@ def test_ctrl_c_before_w_and_bs_process_is_there_leaves_none(
 
     def start_slowly(settings: Any) -> Any:
         begun.set()
-        time.sleep(1)
+        time.sleep(0.5)
         started.append(start(settings))
         return started[0]
 
@@ -526,7 +526,7 @@ def test_the_weights_are_the_same_with_and_without_w_and_b(
     accident.start()
     tracked.append(weights("tracking=wandb"))
     accident.join()
-    monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 1.0)
     tracked.append(weights("tracking=wandb"))  # the server is still away
     for other in tracked:
         assert set(other) == set(alone)
