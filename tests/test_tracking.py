@@ -1,5 +1,7 @@
 import json
+import logging
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def test_an_offline_run_holds_config_metrics_and_the_checkpoint(tmp_path: Path):
 
 
 def test_a_run_that_fails_is_marked_as_failed(tmp_path: Path):
-    for position, (error, code) in enumerate(((ValueError(), 1), (SystemExit(143), 143))):
+    for position, (error, code) in enumerate(((ValueError(), 1), (MlopsError("x"), 2), (SystemExit(143), 143))):
         folder = tmp_path / str(position)
         with pytest.raises(type(error)), tracker(folder, "offline"):
             raise error
@@ -112,3 +114,31 @@ def test_files_that_w_and_b_cannot_write_cost_one_warning(tmp_path: Path, caplog
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "mlops.tracking"]
     assert warning.startswith("W&B failed, the run goes on without it: ")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_w_and_b_may_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    import wandb
+
+    with tracker(tmp_path, "offline") as tracking:
+        monkeypatch.setattr(wandb, "Image", lambda _: sys.exit(3))  # as its teardown does
+        tracking.log_pictures({"curves": tmp_path / "curves.png"})
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning == "W&B did not take report/curves: SystemExit: 3; the run goes on being tracked"
+    assert "history" in {kind for kind, _ in read_offline_run(tmp_path)}
+
+
+def test_a_large_checkpoint_has_the_time_that_its_checksum_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "best_model.pth"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    with tracker(tmp_path, "offline") as tracked:
+        with monkeypatch.context() as patch:
+            patch.setattr("mlops.tracking.CALL_TIMEOUT", 0.01)
+            tracked.log_checkpoint(path, METADATA)
+        tracked.log_epoch(EPOCHS[0], EPOCHS[0])
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    kinds = {kind for kind, _ in read_offline_run(tmp_path)}
+    assert {"artifact", "history"} <= kinds

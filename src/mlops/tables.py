@@ -4,6 +4,8 @@ import csv
 import io
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,13 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     for row in rows:
         table.add_row(*(printable(str(cell)) for cell in row))
     out.print(table)
+
+
+def to_copy(*words: str | Path) -> str:
+    """A command of this environment as a person can copy it into the shell that the run was started from."""
+    # uv tells the commands it runs where it is; without it, this environment's commands are on PATH.
+    command = [*(("uv", "run") if "UV" in os.environ else ()), *map(str, words)]
+    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
 
 
 def show_prepared(prepared: "Prepared") -> None:
@@ -92,15 +101,13 @@ def show_result(
             ("log", folder / "train.log"),
         ],
     )
-    # uv tells the commands it runs where it is; without it, this environment's commands are on PATH.
-    run, file = "uv run " if "UV" in os.environ else "", shlex.quote(str(kept))
     pairs(
         "Next",
         [
-            ("what is in the file", f"{run}mlops info {file}"),
-            ("score it class by class", f"{run}mlops evaluate {file}"),
-            ("use it", f"{run}mlops predict {file} PICTURE_OR_FOLDER"),
-            ("other settings", f"{run}invoke train -o training.epochs=40 -o model=tinycnn"),
+            ("what is in the file", to_copy("mlops", "info", kept)),
+            ("score it class by class", to_copy("mlops", "evaluate", kept)),
+            ("use it", to_copy("mlops", "predict", kept, "PICTURE_OR_FOLDER")),
+            ("other settings", to_copy("invoke", "train", "-o", "training.epochs=40", "-o", "model=tinycnn")),
         ],
     )
 

@@ -6,23 +6,26 @@ an offline run, and every call runs in a thread that is left behind when its tim
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import secrets
-import shlex
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from mlops.config import TrackingConfig, goal
-from mlops.errors import one_line
+from mlops.errors import MlopsError, one_line
 from mlops.files import writing_to
+from mlops.tables import to_copy
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,10 +33,14 @@ T = TypeVar("T")
 # Seconds. A server that answers takes 1 to 5 for a start; one that does not is not worth more, for the run is kept on
 # disk and sent later.
 START_TIMEOUT = 15.0
-# A call hands a record to W&B's own process and takes milliseconds; the artifact's checksum is the longest of them.
+# A call hands a record to W&B's own process and takes milliseconds.
 CALL_TIMEOUT = 10.0
+# Bytes a second at which the checkpoint's checksum is made, at the least: a slow disk's pace.
+CHECKSUM_PACE = 50e6
 # The end waits so long in all. W&B's own `finish_timeout` does not hold while an artifact waits for a dead server.
 END_TIMEOUT = 30.0
+# And so long after SIGTERM: a cluster kills what is still there after 30 s, and there is more to do than this.
+STOP_TIMEOUT = 10.0
 
 
 class Tracker:
@@ -55,11 +62,17 @@ class Tracker:
         self._monitor = monitor
         self._run: Any = None
         self._service: Any = None
-        self._warned = False
+        self._missed = False
+        self._interrupted = threading.Event()
 
     def __enter__(self) -> Self:
         if self._config.mode != "off":
-            self._start()
+            try:
+                self._start()
+            except BaseException:  # `__exit__` will not be called
+                self._interrupted.set()
+                self._give_up()
+                raise
         return self
 
     def __exit__(
@@ -67,16 +80,15 @@ class Tracker:
     ) -> None:
         if self._run is None:
             return
-        run, finished = self._run, False
+        run = self._run
+        seconds = STOP_TIMEOUT if isinstance(error, KeyboardInterrupt | SystemExit) else END_TIMEOUT
         try:
-            _within(END_TIMEOUT - 1, lambda: run.finish(exit_code=_exit_code(error)))
-            finished = True
+            _within(seconds - 1, lambda: run.finish(exit_code=_exit_code(error)))
         except Exception as problem:
-            self._warn(problem)
-        finally:
-            if not finished:
-                # Else the interpreter's exit would wait for the process, and the next run of a sweep would meet it.
-                self._give_up()
+            self._lose(problem)
+        except BaseException:
+            self._give_up()
+            raise
 
     def log_epoch(self, metrics: dict[str, float], best: dict[str, float]) -> None:
         """Write the metrics of one epoch, once; W&B's summary shows those of the best epoch so far.
@@ -88,13 +100,13 @@ class Tracker:
         with writing_to(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         # One `log` an epoch: W&B's early stopping counts them.
-        self._try(lambda run: run.log(metrics))
+        self._try("the metrics of an epoch", lambda run: run.log(metrics))
         self.log_summary(best)
 
     def log_summary(self, metrics: dict[str, float]) -> None:
         """The run's result: the metrics of the kept epoch, and those on the test split once they are known."""
         # After every epoch, because W&B's own summary of the monitor is a mapping, `{"max": 0.99}`.
-        self._try(lambda run: run.summary.update(metrics | {"best_epoch": metrics["epoch"]}))
+        self._try("the summary", lambda run: run.summary.update(metrics | {"best_epoch": metrics["epoch"]}))
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """Show the report's pictures (PNG) and pages (HTML), as `report/<name>`.
@@ -102,14 +114,15 @@ class Tracker:
         They go into the summary: a `log` of their own would count as one more epoch.
         """
 
-        def send(run: Any) -> None:
+        def send(run: Any, name: str, path: Path) -> None:
             import wandb
 
-            for name, path in pictures.items():
-                kind = wandb.Html if path.suffix == ".html" else wandb.Image
-                run.summary[f"report/{name}"] = kind(str(path))
+            kind = wandb.Html if path.suffix == ".html" else wandb.Image
+            run.summary[name] = kind(str(path))
 
-        self._try(send)
+        for name, path in pictures.items():
+            shown = f"report/{name}"
+            self._try(shown, partial(send, name=shown, path=path))
 
     def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Keep the checkpoint as an artifact of type `model` with the aliases `best` and the data's fingerprint.
@@ -137,7 +150,8 @@ class Tracker:
             # and the artifact is not even on disk to be sent later.
             run._interface.publish_artifact(run, artifact, ["best", data["fingerprint"], "latest"])
 
-        self._try(send)
+        size = path.stat().st_size if path.exists() else 0
+        self._try("the checkpoint", send, CALL_TIMEOUT + size / CHECKSUM_PACE)
 
     def _start(self) -> None:
         # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
@@ -157,8 +171,7 @@ class Tracker:
         try:
             self._run = self._begin("offline")
         except Exception as error:
-            self._warn(error)
-            self._give_up()
+            self._lose(error)
             return
         if reason is None:
             log.info(f"W&B run kept on disk; send it with: {self._sync()}")
@@ -173,6 +186,9 @@ class Tracker:
 
             # Silent from here on: what matters is one line of ours, and a silent W&B never asks for a key.
             self._service = wandb.setup(wandb.Settings(silent=True))
+            if self._interrupted.is_set():  # while the process started: nobody else knows of it
+                self._end_core()
+                raise RuntimeError("interrupted")
             settings = wandb.Settings(
                 silent=True,
                 console="off",
@@ -215,39 +231,60 @@ class Tracker:
         self.run_id = run.id
         return run
 
-    def _try(self, action: Callable[[Any], object]) -> None:
+    def _try(self, what: str, action: Callable[[Any], object], seconds: float | None = None) -> None:
+        """Hand `what` over in `seconds`, else `CALL_TIMEOUT`: it may be refused alone, or W&B be lost with it."""
         if self._run is None:
             return
         run = self._run
         try:
-            _within(CALL_TIMEOUT, lambda: action(run))
-        except TimeoutError as error:
-            self._warn(error)
-            self._give_up()
+            _within(seconds or CALL_TIMEOUT, lambda: action(run))
         except Exception as error:
-            self._warn(error)
+            if isinstance(error, TimeoutError) or _disk_is_full(error) or self._core_has_ended():
+                self._lose(error)
+            elif not self._missed:
+                self._missed = True
+                log.warning(f"W&B did not take {what}: {_reason(error)}; the run goes on being tracked")
 
-    def _warn(self, error: Exception) -> None:
-        """Say once that W&B has trouble."""
-        if self._warned:
-            return
-        self._warned = True
+    def _lose(self, error: Exception) -> None:
+        """Say that W&B is lost, and give it up; it is not asked again, so this is said once."""
         send = f"; send what it has kept with: {self._sync()}" if self._run is not None else ""
         log.warning(f"W&B failed, the run goes on without it: {_reason(error)}{send}")
+        self._give_up()
 
     def _sync(self) -> str:
         """The command that sends what is on disk."""
         # Without the flag, `wandb sync` skips a run that was once online.
-        flag = "" if self._run.offline else "--include-online "
-        return f"wandb sync {flag}{shlex.quote(self._run.sync_dir)}"
+        flag = () if self._run.offline else ("--include-online",)
+        return to_copy("wandb", "sync", *flag, self._run.sync_dir)
+
+    def _core(self) -> subprocess.Popen[bytes] | None:
+        """W&B's own process; None where there is none yet, or where it is another program's."""
+        with contextlib.suppress(AttributeError):
+            core: subprocess.Popen[bytes] = self._service._connection._proc._process
+            return core
+        return None
+
+    def _core_has_ended(self) -> bool:
+        core = self._core()
+        try:
+            # Its socket closes a moment before it has ended.
+            return core is not None and core.wait(0.2) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _end_core(self) -> None:
+        if core := self._core():
+            core.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                core.wait(1)
 
     def _give_up(self) -> None:
-        """End W&B's own process, so that nothing waits for it any more and a later run starts a new one."""
+        """End W&B's own process, so that nothing waits for it any more and a later run starts a new one.
+
+        Else the interpreter's exit would wait for it, and the next run of a sweep would meet it.
+        """
         self._run = None
-        with contextlib.suppress(AttributeError, subprocess.TimeoutExpired):  # none yet, or another program's
-            core: subprocess.Popen[bytes] = self._service._connection._proc._process
-            core.kill()
-            core.wait(1)
+        self._end_core()
 
         def forget() -> None:
             import wandb
@@ -265,16 +302,27 @@ def _within(seconds: float, action: Callable[[], T]) -> T:
     def work() -> None:
         try:
             future.set_result(action())
-        except BaseException as error:  # carried over to the caller's thread
+        except Exception as error:
             future.set_exception(error)
+        except BaseException as error:  # W&B's own, as the `sys.exit` in its teardown: not the run's to obey
+            future.set_exception(RuntimeError(f"{type(error).__name__}: {one_line(error)}"))
 
     threading.Thread(target=work, name="wandb", daemon=True).start()
-    return future.result(seconds)
+    end = time.monotonic() + seconds
+    # In slices: on Windows, Ctrl-C does not interrupt a wait.
+    while not future.done() and (left := end - time.monotonic()) > 0:
+        wait([future], min(left, 0.2))
+    return future.result(0)
 
 
 def _reason(error: Exception) -> str:
     # Advice on a setting of W&B's is none to a user of ours.
     return "it does not answer" if isinstance(error, TimeoutError) else one_line(error).split(" Consider increasing")[0]
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # W&B's own process says nothing when it cannot write what the run has told it.
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def _exit_code(error: BaseException | None) -> int:
@@ -283,4 +331,6 @@ def _exit_code(error: BaseException | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if isinstance(error, MlopsError):
+        return 2
     return 0 if error is None else 1
