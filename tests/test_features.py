@@ -46,6 +46,7 @@ def test_transfer_learning_starts_from_a_file_and_rebuilding_does_not_ask_for_it
     assert kept.metadata["input"]["mean"] == [0.485, 0.456, 0.406]
     (workplace / "start.pth").unlink()
     rebuild(checkpoint.read(LATEST), MODELS)
+    assert f"start.pth, SHA-256 {kept.metadata['start']['sha256'][:12]}" in mlops_command("info").out
     assert mlops_command("evaluate", LATEST, "--json", "-").code == 0
 
 
@@ -262,8 +263,9 @@ def test_a_new_model_does_not_stand_beside_the_report_of_the_one_before(
 ):
     settings = [*QUICK, f"data.root={pictures}", "training.epochs=1"]
     assert hydra_command("train", *settings).code == 0
-    assert mlops_command("report").code == 0
+    assert mlops_command("report").code == mlops_command("report", "--split", "val").code == 0
     assert (LATEST.parent / "report" / "index.html").exists()
+    assert (LATEST.parent / "report-val" / "index.html").exists()
     assert hydra_command("train", *settings, "seed=1").code == 0
     assert [path.name for path in LATEST.parent.iterdir()] == ["best_model.pth"]
 

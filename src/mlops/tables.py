@@ -116,7 +116,7 @@ def show_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """A checkpoint on one page."""
     classes, given, metrics = metadata["classes"], metadata["input"], metadata["metrics"]
     data, code, environment = metadata["data"], metadata["code"], metadata["environment"]
-    config = metadata["config"]
+    config, start = metadata["config"], metadata["start"]
     commit = f"git {code['commit'][:12]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
     pairs(
         str(path),
@@ -128,7 +128,12 @@ def show_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
                 if f"{side}_Accuracy" in metrics
             ),
             ("model", config["model"]["_target_"]),
-            ("input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"),
+            *([("started from", f"{start['weights']}, SHA-256 {start['sha256'][:12]}")] if start else []),
+            (
+                "input",
+                f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"
+                f"{', the box of each picture only' if given['crop'] == 'roi' else ''}",
+            ),
             ("epoch", f"{metadata['epoch']} of {config['training']['epochs']}, best {config['training']['monitor']}"),
             ("data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}"),
             ("code", f"mlops {code['version']}, {commit}"),

@@ -199,8 +199,9 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
             with atomic(latest) as temporary:
                 shutil.copyfile(path, temporary)
-            # What `mlops report` wrote there was about the model before.
-            shutil.rmtree(latest.parent / "report", ignore_errors=True)
+            # What `mlops report` wrote there, as report/ and report-<split>/, was about the model before.
+            for stale in latest.parent.glob("report*/"):
+                shutil.rmtree(stale, ignore_errors=True)
         report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
         pictures = write_report(report, story, "test", scores, mistakes=mistakes)
         tracker.log_summary(final)
