@@ -10,7 +10,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,14 @@ _MAX_METADATA_BYTES = 256 * 1024**2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: the weights by name, and everything else as plain values."""
+    """What a file holds: the weights by name, and everything else as plain values.
+
+    `resume_tensors` is what a last.pth holds beside them, so that the run can go on; empty in a best_model.pth.
+    """
 
     state_dict: "dict[str, Tensor]"
     metadata: dict[str, Any]
+    resume_tensors: "dict[str, Tensor]" = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -48,16 +52,23 @@ class Checkpoint:
         return list(self.metadata["classes"])
 
 
-def save(path: Path, state_dict: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
+def save(
+    path: Path,
+    state_dict: "Mapping[str, Tensor]",
+    metadata: Mapping[str, Any],
+    resume_tensors: "Mapping[str, Tensor] | None" = None,
+) -> None:
     """Write a checkpoint atomically. `metadata` is complete but for `format` and `digest`, which are made here."""
     import torch
 
     weights = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
+    more = {name: tensor.detach().cpu() for name, tensor in (resume_tensors or {}).items()}
     plain = {"format": FORMAT, **metadata}
-    plain["digest"] = digest(weights, plain)
+    plain["digest"] = digest(weights, plain, more)
+    held = {"state_dict": weights, **({"resume_tensors": more} if more else {}), **plain}
     with atomic(path) as temporary:
         with temporary.open("wb") as file:
-            torch.save({"state_dict": weights, **plain}, file)
+            torch.save(held, file)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(_METADATA, _canonical(plain))
 
@@ -82,13 +93,13 @@ def read(path: Path) -> Checkpoint:
     metadata = read_metadata(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        weights = loaded.pop("state_dict")
-        changed = loaded != metadata or digest(weights, metadata) != metadata["digest"]
+        weights, more = loaded.pop("state_dict"), loaded.pop("resume_tensors", {})
+        changed = loaded != metadata or digest(weights, metadata, more) != metadata["digest"]
     except (RuntimeError, OSError, pickle.UnpicklingError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise MlopsError(f"{path}: is damaged or no checkpoint of this project: {type(error).__name__}") from error
     if changed:
         raise MlopsError(f"{path}: does not match its digest; it was changed or damaged after it was written")
-    return Checkpoint(weights, metadata)
+    return Checkpoint(weights, metadata, more)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -145,17 +156,25 @@ def rebuild(checkpoint: Checkpoint, allowed: Collection[str]) -> "nn.Module":
     return model.eval()
 
 
-def digest(weights: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over every weight's name, dtype, shape and bytes, and over the metadata without its digest."""
+def digest(
+    weights: "Mapping[str, Tensor]", metadata: Mapping[str, Any], resume_tensors: "Mapping[str, Tensor] | None" = None
+) -> str:
+    """SHA-256 over the metadata without its digest, and over every tensor's name, dtype, shape and bytes."""
+    total = hashlib.sha256(_canonical({key: value for key, value in metadata.items() if key != "digest"}))
+    for kind, tensors in (("", weights), ("resume ", resume_tensors or {})):
+        add_tensors(total, tensors, kind)
+    return total.hexdigest()
+
+
+def add_tensors(total: "hashlib._Hash", tensors: "Mapping[str, Tensor]", prefix: str = "") -> None:
+    """Feed tensors to a hash: for each, in the order of the names, a line that describes it, and its bytes."""
     import torch
 
-    total = hashlib.sha256(_canonical({key: value for key, value in metadata.items() if key != "digest"}))
-    for name in sorted(weights):
-        tensor = weights[name].contiguous()
-        total.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"\n{prefix}{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         # Flattened and seen as bytes: NumPy has no bfloat16.
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def _canonical(metadata: Mapping[str, Any]) -> bytes:

@@ -155,6 +155,10 @@ class TrainingConfig:
     threads: int = setting(0, "CPU threads of torch; 0 is torch's own choice", minimum=0, maximum=1024)
     limit_batches: int | None = setting(None, "stop every epoch and evaluation after this many batches", minimum=1)
     overfit_batches: int = setting(0, "train and validate on the same first batches only; 0 is off", minimum=0)
+    save_every: int = setting(
+        0, "write last.pth every so many steps, beside the end of each epoch; 0 is off", minimum=0
+    )
+    require_clean: bool = setting(False, "refuse to train from a git tree with uncommitted changes")
     profile: int = setting(0, "profile this many steps after the first five; 0 is off", minimum=0)
 
 
@@ -198,16 +202,23 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class RunConfig:
+    mirror: str | None = setting(None, "gs://bucket/folder that every save is copied to, for machines that may vanish")
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
     seed: int = setting(0, "weights, order and augmentation are drawn from it", minimum=0)
+    resume: str | None = setting(None, "go on with a run: its folder in outputs, latest, or gs://bucket/folder/<run>")
     promote: bool = setting(True, "a run that succeeds replaces models/latest/best_model.pth")
     data: DataConfig = section(DataConfig, "which images, and how they are prepared")
     model: Target = setting({}, "_target_ and its parameters")
     training: TrainingConfig = section(TrainingConfig, "the loop")
     augment: AugmentConfig = section(AugmentConfig, "random changes to training images, drawn anew every epoch")
     tracking: TrackingConfig = section(TrackingConfig, "where metrics go beside metrics.jsonl")
+    run: RunConfig = section(RunConfig, "what happens beside the training")
     paths: PathsConfig = section(PathsConfig, "folders, relative to where the command runs")
 
 
