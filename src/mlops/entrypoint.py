@@ -115,7 +115,8 @@ def _job(
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            overrides = (*flags, *(text.removeprefix("++") for text in settings.overrides.task))
+            said = settings.overrides.task if resumed is None else resumed.overrides
+            overrides = (*flags, *(text.removeprefix("++") for text in said))
             folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
             config = resumed.config if resumed else _plain(composed)
             task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
@@ -166,7 +167,7 @@ def _find_resumed(
     merged = resume.merge(saved, overrides, composed, explicit_keys)
     if problems := check(merged):
         raise MlopsError([f"{folder}: {problem}" for problem in problems])
-    return resume.Saved(folder, merged)
+    return resume.Saved(folder, merged, saved.overrides)
 
 
 def _at(node: Any, key: str) -> Any:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
 from mlops.checkpoint import read_metadata
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, one_line
 
 LAST = "last.pth"
 
@@ -26,10 +28,11 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Saved:
-    """A run that can go on: its folder, and its config as plain values."""
+    """A run that can go on: its folder, its config as plain values, and the overrides it was started with."""
 
     folder: Path
     config: dict[str, Any]
+    overrides: tuple[str, ...]
 
 
 def find_run(wanted: str, outputs: Path) -> Path:
@@ -66,12 +69,17 @@ def read_saved(folder: Path) -> Saved:
         metadata = read_metadata(last)
         if not isinstance(metadata.get("resume"), Mapping):
             raise MlopsError(f"{last}: holds no state to go on from; it is a finished model, not a last.pth")
-        return Saved(folder, schema.complete(metadata["config"]))
+        return Saved(folder, schema.complete(metadata["config"]), tuple(metadata["overrides"]))
     written = folder / ".hydra" / "config.yaml"
-    raw = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
-    if not isinstance(raw, dict):
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
+        overrides = OmegaConf.to_container(OmegaConf.load(written.with_name("overrides.yaml")))
+    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise MlopsError(f"{written.parent}: cannot be read: {one_line(error)}") from error
+    if not isinstance(raw, dict) or not isinstance(overrides, list):
         raise MlopsError(f"{written}: is not a config")
-    return Saved(folder, schema.complete({str(key): value for key, value in raw.items()}))
+    config = schema.complete({str(key): value for key, value in raw.items()})
+    return Saved(folder, config, tuple(str(text).removeprefix("++") for text in overrides))
 
 
 def merge(
@@ -91,6 +99,8 @@ def merge(
     """
     merged, problems = copy.deepcopy(saved.config), []
     for text in overrides:
+        if text.removeprefix("++") in saved.overrides:
+            continue  # said again, word for word
         for key in explicit_keys(text):
             new, old = _look_up(composed, key), _look_up(saved.config, key)
             if _is_free(key):

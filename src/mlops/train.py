@@ -244,7 +244,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         tested = evaluate_prepared(best_model, data, "test", batches["test"])
         scores = tested.scores(classes, temperature)
         final = saves.best | overall_metrics(scores)
-        path = saves.finish(final, temperature)
+        story, path = saves.finish(final, temperature), run.folder / BEST
         if promoted:
             # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
             with atomic(latest) as temporary:
@@ -253,7 +253,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             for stale in latest.parent.glob("report*/"):
                 shutil.rmtree(stale, ignore_errors=True)
         report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
-        pictures = write_report(report, saves.best_story(final), "test", scores, mistakes=mistakes)
+        pictures = write_report(report, story, "test", scores, mistakes=mistakes)
         tracker.log_summary(final)
         tracker.log_pictures(pictures | {"index": report / "index.html"})
         tracker.log_checkpoint(path, checkpoint.read_metadata(path))

@@ -116,22 +116,16 @@ class Saves:
         story["resume"] = plain | {"tracker": self.tracker_id, "finished": finished}
         self._write(LAST, self._kept.state_dict(), story, tensors)
 
-    def finish(self, metrics: Metrics, temperature: float) -> Path:
-        """Write best_model.pth a last time, with what only the end of a run knows. Returns its path."""
+    def finish(self, metrics: Metrics, temperature: float) -> dict[str, Any]:
+        """Write best_model.pth a last time, with what only the end of a run knows. Returns what it says."""
         self.story["temperature"] = temperature
-        self._save_best(metrics)
-        return self.folder / BEST
+        return self._save_best(metrics)
 
-    def best_story(self, metrics: Metrics | None = None) -> dict[str, Any]:
-        """What best_model.pth says; `metrics` are those of the best epoch, and more."""
-        return (
-            self.story
-            | describe_epoch(metrics or self.best, self.history, self._steps)
-            | {"epoch_digests": self._digests}
-        )
-
-    def _save_best(self, metrics: Metrics | None = None) -> None:
-        self._write(BEST, self._best or {}, self.best_story(metrics))
+    def _save_best(self, metrics: Metrics | None = None) -> dict[str, Any]:
+        now = describe_epoch(metrics or self.best, self.history, self._steps)
+        story = self.story | now | {"epoch_digests": self._digests}
+        self._write(BEST, self._best or {}, story)
+        return story
 
     def _write(
         self, name: str, weights: Mapping[str, Tensor], story: Mapping[str, Any], tensors: Mapping[str, Tensor] = {}
