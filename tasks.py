@@ -80,12 +80,18 @@ def info(c, checkpoint=LATEST):
     _become("-m", "mlops.cli", "info", checkpoint)
 
 
+@task(help={"checkpoint": "the file to prove", "epochs": "only the first so many; all when left out"})
+def reproduce(c, checkpoint=LATEST, epochs=None):
+    """Train again from what a checkpoint says and compare: is it what it claims to be?"""
+    _become("-m", "mlops.cli", "reproduce", checkpoint, *(["--epochs", str(epochs)] if epochs else []))
+
+
 @task
 def test(c):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""
     _all_of(
         **CHECKS,
-        tests="pytest --cov --cov-report=term:skip-covered --cov-report=xml",
+        tests="pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered --cov-report=xml",
     )
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"data"},
     {"models", "provenance", "tracking"},
     {"checkpoint", "training", "evaluation"},
-    {"resume", "entrypoint", "preprocess", "train", "cli"},
+    {"resume", "reproduce", "entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

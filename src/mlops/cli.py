@@ -151,6 +151,36 @@ def predict(
         raise MlopsError([f"{path}: {reason}" for path, reason in unreadable])
 
 
+@app.command()
+def reproduce(
+    checkpoint: CheckpointPath = LATEST,
+    epochs: Annotated[
+        int | None, typer.Option(help="Prove the first so many epochs only; all when left out.", min=1)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the images are now; as the checkpoint says when left out.")
+    ] = None,
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    outputs: Annotated[Path, typer.Option(help="Where the run goes that is trained for this.")] = Path("outputs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    allow: Allow = None,
+) -> None:
+    """Train again from what a checkpoint says, and compare every epoch: exit code 0 if identical, 1 if not."""
+    import logging
+
+    from mlops.progress import ConsoleHandler
+    from mlops.reproduce import reproduce as train_again
+    from mlops.reproduce import show_proof
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    proof = train_again(checkpoint, epochs=epochs, data=data, processed=processed, outputs=outputs, allow=allow or ())
+    if as_json:
+        _print(json.dumps(proof.as_json(), indent=1, allow_nan=False) + "\n")
+    else:
+        show_proof(checkpoint, proof)
+    raise typer.Exit(0 if proof.identical else 1)
+
+
 def _print(text: str) -> None:
     """Print what a program may read: into files and pipes as it is; names in it must not steer a terminal."""
     if sys.stdout.isatty():

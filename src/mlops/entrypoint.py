@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ Check = Callable[[dict[str, Any], frozenset[str]], list[str]]
 class Run:
     """Where this run's files go, whether it is one of a sweep's many, which names its config may build, how it was
     started, and whether it goes on with what is in its folder.
+
+    `until` ends it after so many epochs, with nothing scored; `after_epoch` is told the metrics of each and the SHA-256
+    of all weights at its end.
     """
 
     folder: Path
@@ -50,6 +53,8 @@ class Run:
     allowed: frozenset[str]
     overrides: tuple[str, ...]
     resumed: bool = False
+    until: int | None = None
+    after_epoch: Callable[[Mapping[str, float], str], None] | None = None
 
 
 def start(

@@ -205,6 +205,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             tracker.log_epoch(metrics, saves.best)
             saves.save_last()
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best else ""))
+            if run.after_epoch:
+                run.after_epoch(metrics, saves.digests[-1])
             save_if_asked_to_stop()
 
         log.info(
@@ -227,10 +229,12 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
                 evaluate=evaluate,
                 after_step=after_step,
                 after_epoch=after_epoch,
-                stop=out_of_patience,
+                stop=lambda: out_of_patience() or position.epoch == run.until,
                 num_classes=len(classes),
             )
         seconds = time.monotonic() - started
+        if position.epoch == run.until:
+            return
         if settings.overfit_batches and (loss := saves.history[-1]["val_loss"]) > OVERFITTED_LOSS:
             raise MlopsError(
                 f"training.overfit_batches={settings.overfit_batches}: the loss is still {loss:.3f} after "
@@ -261,7 +265,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     trained = len(saves.history) * steps * in_batch - before
     log.info(f"trained {trained:,} images in {seconds:.1f} s, {trained / seconds:,.0f} images/s")
-    tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)
+    if run.after_epoch is None:  # else whoever listens has a result of their own to show
+        tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)
 
 
 def check_targets(raw: dict[str, Any], allowed: frozenset[str]) -> list[str]:

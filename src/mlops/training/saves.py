@@ -48,6 +48,7 @@ class Saves:
         self.folder = folder
         self.story = dict(story)
         self.history: list[Metrics] = []
+        self.digests: list[str] = []
         self.position = Position()
         self.tracker_id: str | None = None
         self._monitor = monitor
@@ -56,7 +57,6 @@ class Saves:
         self._optimizer, self._scaler = optimizer, scaler
         self._learning_rate = learning_rate
         self._after_save = after_save
-        self._digests: list[str] = []
         self._best: dict[str, Tensor] | None = None
 
     @property
@@ -68,7 +68,7 @@ class Saves:
         """Be where the run was that wrote this last.pth."""
         metadata = saved.metadata
         self.history = [dict(metrics) for metrics in metadata["history"]]
-        self._digests = list(metadata["epoch_digests"])
+        self.digests = list(metadata["epoch_digests"])
         self.tracker_id = metadata["resume"]["tracker"]
         self.position, self._best = restore(
             saved.resume_tensors,
@@ -86,7 +86,7 @@ class Saves:
     def end_epoch(self, metrics: Metrics) -> bool:
         """Take the metrics of an epoch, and keep its weights if it is the best so far. Returns whether it is."""
         self.history.append(metrics)
-        self._digests.append(self._digest())
+        self.digests.append(self._digest())
         if best := self.best is metrics:
             self._best = copy.deepcopy({name: tensor.cpu() for name, tensor in self._kept.state_dict().items()})
             self._save_best()
@@ -111,7 +111,7 @@ class Saves:
             scaler=self._scaler,
         )
         now = describe_epoch(self.history[-1] if self.history else {}, self.history, self._steps)
-        story = self.story | now | {"epoch_digests": self._digests}
+        story = self.story | now | {"epoch_digests": self.digests}
         story["step"] = position.epoch * self._steps + position.step
         story["resume"] = plain | {"tracker": self.tracker_id, "finished": finished}
         self._write(LAST, self._kept.state_dict(), story, tensors)
@@ -123,7 +123,7 @@ class Saves:
 
     def _save_best(self, metrics: Metrics | None = None) -> dict[str, Any]:
         now = describe_epoch(metrics or self.best, self.history, self._steps)
-        story = self.story | now | {"epoch_digests": self._digests}
+        story = self.story | now | {"epoch_digests": self.digests}
         self._write(BEST, self._best or {}, story)
         return story
 
