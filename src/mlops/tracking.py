@@ -274,11 +274,11 @@ class Tracker:
             )
             # A sweep's agent has named these already, and starts a trial that was preempted once more.
             named = "WANDB_SWEEP_ID" in os.environ
-            resume: str | bool | None = None
-            if mode == "offline":
-                # Marked as resumed, its steps would be counted on from the server's when it is sent.
-                resume = False
-            elif (named or self._goes_on) and "WANDB_RESUME" not in os.environ:
+            resume: Literal["allow", "auto"] | None = None
+            if mode == "offline" and "WANDB_RESUME" in os.environ:
+                # Marked as `allow`, its steps are counted on from the server's when it is sent: each epoch twice.
+                resume = "auto"
+            elif mode == "online" and (named or self._goes_on) and "WANDB_RESUME" not in os.environ:
                 resume = "allow"
             run = wandb.init(
                 mode=mode,
@@ -293,7 +293,7 @@ class Tracker:
             )
             for handler in self._debug_logs():
                 # On a full disk, each of its lines would be a traceback on the terminal.
-                handler.handleError = lambda record: None  # type: ignore[method-assign]
+                handler.handleError = logging.NullHandler().emit  # type: ignore[method-assign]
             run.define_metric("epoch", hidden=True)
             # The summary is ours to write: the best epoch's, not the last one's.
             run.define_metric("*", step_metric="epoch", summary="none")
