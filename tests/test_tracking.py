@@ -2,6 +2,7 @@ import json
 import logging
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,16 @@ from mlops.errors import MlopsError
 from mlops.tracking import Tracker
 
 
-def tracker(folder: Path, mode: str) -> Tracker:
+def tracker(folder: Path, mode: str, history: Sequence[dict[str, float]] = ()) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
-    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 0}, "val_loss")
+    return Tracker(TrackingConfig(mode=mode), folder, {"seed": 0}, "val_loss", history=history)
 
 
 EPOCHS = [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": 0.25}]
 METADATA = {"metrics": {}, "digest": "d1", "classes": ["a", "b"], "data": {"name": "signs", "fingerprint": "f1n9e2"}}
 
 
-@pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W&B finds no key, and leaves nothing on the machine."""
-    for name in ("CACHE_DIR", "DATA_DIR", "CONFIG_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_API_KEY", "")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+pytestmark = pytest.mark.usefixtures("own_wandb")
 
 
 def test_metrics_jsonl_holds_one_object_an_epoch(tmp_path: Path):
@@ -41,6 +36,33 @@ def test_metrics_jsonl_holds_one_object_an_epoch(tmp_path: Path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == EPOCHS
     assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        json.dumps(EPOCHS[0]) + "\n" + json.dumps(EPOCHS[1]) + "\n",
+        json.dumps(EPOCHS[0]) + "\n" + json.dumps(EPOCHS[1])[:7],
+        "",
+    ],
+    ids=["further on", "in the middle of a line", "nothing"],
+)
+def test_a_run_that_goes_on_cuts_metrics_jsonl_back_to_where_it_does(left: str, tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text(left)
+    with tracker(tmp_path, "off", EPOCHS[:1]) as tracking:
+        assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(EPOCHS[0]) + "\n"
+        tracking.log_epoch(EPOCHS[1], EPOCHS[1])
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == EPOCHS
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["metrics.jsonl"]
+
+
+def test_metrics_jsonl_that_is_right_already_is_not_written_again(tmp_path: Path):
+    with tracker(tmp_path, "off") as tracking:
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+    before = (tmp_path / "metrics.jsonl").stat()
+    with tracker(tmp_path, "off", EPOCHS[:1]):
+        after = (tmp_path / "metrics.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def read_offline_run(folder: Path) -> list[tuple[str, Any]]:
@@ -116,6 +138,15 @@ def test_files_that_w_and_b_cannot_write_cost_one_warning(tmp_path: Path, caplog
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_once_w_and_b_is_lost_its_debug_log_is_closed(tmp_path: Path):
+    with tracker(tmp_path, "offline") as tracking:
+        opened = [handler for handler in logging.getLogger("wandb").handlers if hasattr(handler, "baseFilename")]
+        tracking._service._connection._proc._process.kill()
+        tracking.log_epoch(EPOCHS[0], EPOCHS[0])
+    assert len(opened) == 1
+    assert not set(opened) & set(logging.getLogger("wandb").handlers)
+
+
 def test_w_and_b_may_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     import wandb
 
@@ -131,6 +162,8 @@ def test_w_and_b_may_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_large_checkpoint_has_the_time_that_its_checksum_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    # 10 s for these 100 MB, so that a slow machine has time too.
+    monkeypatch.setattr("mlops.tracking.CHECKSUM_PACE", 10e6)
     path = tmp_path / "best_model.pth"
     with path.open("wb") as file:
         file.truncate(100_000_000)

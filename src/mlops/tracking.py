@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from mlops.config import TrackingConfig, goal
 from mlops.errors import MlopsError, one_line
-from mlops.files import writing_to
+from mlops.files import write_text, writing_to
 from mlops.tables import to_copy
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ CALL_TIMEOUT = 10.0
 CHECKSUM_PACE = 50e6
 # The end waits so long in all. W&B's own `finish_timeout` does not hold while an artifact waits for a dead server.
 END_TIMEOUT = 30.0
+# W&B's process writes what it was told to disk every so many seconds.
+FLUSH_INTERVAL = 1.0
+# The word that a run is preempted is one small record, and a run that is being stopped has more to do.
+PREEMPT_TIMEOUT = 2.0
 # And so long after SIGTERM: a cluster kills what is still there after 30 s, and there is more to do than this.
 STOP_TIMEOUT = 10.0
 
@@ -50,12 +54,28 @@ class Tracker:
         folder: the run's; `metrics.jsonl` (one object an epoch) and `wandb/` are written there.
         run_config: the resolved config, for W&B.
         monitor: the metric that picks the best epoch.
+        run_id: W&B's id of a run that goes on.
+        history: the epochs of that run that are complete, as `log_epoch` was given them. When the context is entered,
+            `metrics.jsonl` is cut back to them, and W&B is told of those that it lacks.
 
     `run_id` is W&B's id of the run, once the context is entered; None without W&B.
     """
 
-    def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], monitor: str) -> None:
-        self.run_id: str | None = None
+    def __init__(
+        self,
+        config: TrackingConfig,
+        folder: Path,
+        run_config: dict[str, Any],
+        monitor: str,
+        *,
+        run_id: str | None = None,
+        history: Sequence[dict[str, float]] = (),
+    ) -> None:
+        self.run_id = run_id
+        self._goes_on = run_id is not None
+        self._history = list(history)
+        self._superseded: list[Path] = []
+        self._settled = 0.0
         self._config = config
         self._folder = folder
         self._run_config = run_config
@@ -66,6 +86,7 @@ class Tracker:
         self._interrupted = threading.Event()
 
     def __enter__(self) -> Self:
+        self._cut_back()
         if self._config.mode != "off":
             try:
                 self._start()
@@ -84,6 +105,7 @@ class Tracker:
         seconds = STOP_TIMEOUT if isinstance(error, KeyboardInterrupt | SystemExit) else END_TIMEOUT
         try:
             _within(seconds - 1, lambda: run.finish(exit_code=_exit_code(error)))
+            self._supersede()
         except Exception as problem:
             self._lose(problem)
         except BaseException:
@@ -97,11 +119,12 @@ class Tracker:
             MlopsError: `metrics.jsonl` cannot be written, for instance because the disk is full.
         """
         path = self._folder / "metrics.jsonl"
-        with writing_to(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        # One `log` an epoch: W&B's early stopping counts them.
-        self._try("the metrics of an epoch", lambda run: run.log(metrics))
+        with writing_to(path), path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(_line(metrics))
+        self._try("the metrics of an epoch", lambda run: _log(run, metrics))
         self.log_summary(best)
+        if self._run is not None and time.monotonic() > self._settled:
+            self._supersede()
 
     def log_summary(self, metrics: dict[str, float]) -> None:
         """The run's result: the metrics of the kept epoch, and those on the test split once they are known."""
@@ -153,20 +176,38 @@ class Tracker:
         size = path.stat().st_size if path.exists() else 0
         self._try("the checkpoint", send, CALL_TIMEOUT + size / CHECKSUM_PACE)
 
+    def mark_preempting(self) -> None:
+        """Tell a sweep that this trial is stopped by its machine: when it then fails, the sweep starts it again.
+
+        To be called when SIGTERM arrives; does nothing outside a sweep or offline. It takes at most a few seconds.
+        """
+        if "WANDB_SWEEP_ID" in os.environ and self._run is not None and not self._run.offline:
+            self._try("that it is preempted", lambda run: run.mark_preempting(), PREEMPT_TIMEOUT)
+
+    def _cut_back(self) -> None:
+        """Let `metrics.jsonl` hold the history alone: a killed run was further on, or in the middle of a line."""
+        path = self._folder / "metrics.jsonl"
+        lines = "".join(map(_line, self._history))
+        with writing_to(path):
+            stands = path.read_bytes() if path.is_file() else b""
+        if stands != lines.encode():
+            write_text(path, lines)
+
     def _start(self) -> None:
         # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        reason = None
+        reason, before = None, set(self._folder.glob("wandb/*run-*"))
         if self._config.mode == "wandb":
             try:
                 self._run = self._begin("online")
                 log.info(f"W&B run: {self._run.url}")
+                self._replay(before)
                 return
             except Exception as error:
                 reason = _reason(error)
                 self._give_up()
                 # Empty: the offline run has the same id, and one run should be one folder to send.
-                for left in self._folder.glob(f"wandb/run-*-{self.run_id}"):
+                for left in set(self._folder.glob("wandb/run-*")) - before:
                     shutil.rmtree(left, ignore_errors=True)
         try:
             self._run = self._begin("offline")
@@ -177,6 +218,29 @@ class Tracker:
             log.info(f"W&B run kept on disk; send it with: {self._sync()}")
         else:
             log.warning(f"W&B cannot be reached ({reason}), so this run is kept on disk; send it with: {self._sync()}")
+        self._replay(before)
+
+    def _replay(self, before: Set[Path]) -> None:
+        """Tell W&B of the epochs that are complete. What stands in the folders of `before` is then superseded."""
+
+        def send(run: Any) -> None:
+            for metrics in self._history:
+                _log(run, metrics)
+
+        if self._try("the epochs before", send):
+            self._superseded = [file for folder in before if (file := folder / f"run-{self.run_id}.wandb").is_file()]
+            self._settled = time.monotonic() + 2 * FLUSH_INTERVAL
+
+    def _supersede(self) -> None:
+        """Let `wandb sync` pass over what the run's folders of before hold, as it does with what it has sent itself.
+
+        Sent after this one, they would put the end of the killed run in the place of this one's. Only called once this
+        one's folder is on disk; nothing is removed.
+        """
+        for file in self._superseded:
+            with contextlib.suppress(OSError):
+                file.with_suffix(".wandb.synced").touch()
+        self._superseded = []
 
     def _begin(self, mode: Literal["online", "offline"]) -> Any:
         """Start a W&B run, or raise what it raises."""
@@ -203,23 +267,33 @@ class Tracker:
                 x_disable_meta=True,
                 x_save_requirements=False,
                 # What is on disk can be sent later even if W&B's process is killed.
-                x_transaction_log_flush_interval=1.0,
+                x_transaction_log_flush_interval=FLUSH_INTERVAL,
                 init_timeout=START_TIMEOUT,
                 finish_timeout=max(END_TIMEOUT - 5, END_TIMEOUT / 2),
                 finish_timeout_raises=True,
             )
-            # A sweep's agent has named these already.
+            # A sweep's agent has named these already, and starts a trial that was preempted once more.
             named = "WANDB_SWEEP_ID" in os.environ
+            resume: Literal["allow", "auto"] | None = None
+            if mode == "offline" and "WANDB_RESUME" in os.environ:
+                # Marked as `allow`, its steps are counted on from the server's when it is sent: each epoch twice.
+                resume = "auto"
+            elif mode == "online" and (named or self._goes_on) and "WANDB_RESUME" not in os.environ:
+                resume = "allow"
             run = wandb.init(
                 mode=mode,
                 dir=str(self._folder),
                 project=None if named else self._config.project,
                 entity=None if named else self._config.entity,
                 id=None if named else self.run_id,
+                resume=resume,
                 name=f"{self._folder.parent.name}/{self._folder.name}",
                 config=self._run_config,
                 settings=settings,
             )
+            for handler in self._debug_logs():
+                # On a full disk, each of its lines would be a traceback on the terminal.
+                handler.handleError = logging.NullHandler().emit  # type: ignore[method-assign]
             run.define_metric("epoch", hidden=True)
             # The summary is ours to write: the best epoch's, not the last one's.
             run.define_metric("*", step_metric="epoch", summary="none")
@@ -231,19 +305,21 @@ class Tracker:
         self.run_id = run.id
         return run
 
-    def _try(self, what: str, action: Callable[[Any], object], seconds: float | None = None) -> None:
+    def _try(self, what: str, action: Callable[[Any], object], seconds: float | None = None) -> bool:
         """Hand `what` over in `seconds`, else `CALL_TIMEOUT`: it may be refused alone, or W&B be lost with it."""
         if self._run is None:
-            return
+            return False
         run = self._run
         try:
             _within(seconds or CALL_TIMEOUT, lambda: action(run))
+            return True
         except Exception as error:
             if isinstance(error, TimeoutError) or _disk_is_full(error) or self._core_has_ended():
                 self._lose(error)
             elif not self._missed:
                 self._missed = True
                 log.warning(f"W&B did not take {what}: {_reason(error)}; the run goes on being tracked")
+        return False
 
     def _lose(self, error: Exception) -> None:
         """Say that W&B is lost, and give it up; it is not asked again, so this is said once."""
@@ -256,6 +332,12 @@ class Tracker:
         # Without the flag, `wandb sync` skips a run that was once online.
         flag = () if self._run.offline else ("--include-online",)
         return to_copy("wandb", "sync", *flag, self._run.sync_dir)
+
+    def _debug_logs(self) -> list[logging.FileHandler]:
+        """What writes W&B's own `debug.log` of this run."""
+        ours = (self._folder / "wandb").resolve()
+        files = [item for item in logging.getLogger("wandb").handlers if isinstance(item, logging.FileHandler)]
+        return [item for item in files if Path(item.baseFilename).resolve().is_relative_to(ours)]
 
     def _core(self) -> subprocess.Popen[bytes] | None:
         """W&B's own process; None where there is none yet, or where it is another program's."""
@@ -285,6 +367,11 @@ class Tracker:
         """
         self._run = None
         self._end_core()
+        # W&B closes these when the run ends well, and else writes to them as long as we live.
+        for handler in self._debug_logs():
+            logging.getLogger("wandb").removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
 
         def forget() -> None:
             import wandb
@@ -293,6 +380,18 @@ class Tracker:
 
         with contextlib.suppress(Exception):
             _within(1, forget)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _log(run: Any, metrics: dict[str, float]) -> None:
+    """Tell W&B of an epoch, unless its server has had it from an earlier process of this run."""
+    step = int(metrics["epoch"]) - 1
+    if step >= run.starting_step:
+        # One `log` an epoch: W&B's early stopping counts them. Without `commit` it would wait for the next step.
+        run.log(metrics, step=step, commit=True)
 
 
 def _within(seconds: float, action: Callable[[], T]) -> T:

@@ -28,12 +28,23 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_codes: list[int] = field(default_factory=list)
+    preempting: bool = False
+    ended: bool = False
     upserts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The history by `_step`: `wandb sync` sends what has arrived already once more, as further lines."""
         return list({row["_step"]: row for row in self.history}.values())
+
+    @property
+    def state(self) -> str:
+        """As W&B shows it: a run that said it is preempting and then fails was preempted, and its sweep starts it again."""
+        if not self.ended:
+            return "preempting" if self.preempting else "running"
+        if self.exit_codes[-1] == 0:
+            return "finished"
+        return "preempted" if self.preempting else "failed"
 
 
 @dataclass
@@ -149,7 +160,9 @@ class Server:
                 run.history[chunk["offset"] :] = lines
             elif name == "wandb-summary.json":
                 run.summary = lines[-1]
+        run.preempting |= bool(sent.get("preempting"))
         if sent.get("complete"):
+            run.ended = True
             run.exit_codes.append(sent["exitcode"])
 
     # GraphQL operations, by their names.
@@ -163,13 +176,23 @@ class Server:
     def OrganizationCoreWeaveOrganizationID(self, **_: Any) -> dict[str, Any]:  # noqa: N802
         return {"entity": {"organization": {"coreWeaveOrganizationId": ""}}}
 
-    def RunResumeStatus(self, **_: Any) -> dict[str, Any]:  # noqa: N802
-        return {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "team"}, "bucket": None}}
+    def RunResumeStatus(self, name: str, **_: Any) -> dict[str, Any]:  # noqa: N802
+        bucket = None
+        if run := self.runs.get(name):
+            # What wandb goes on from: the next step follows the last line of the history.
+            bucket = {"id": name, "name": name, "displayName": run.display_name, "tags": [], "notes": None}
+            bucket |= {"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0}
+            bucket |= {"historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]), "eventsTail": "[]"}
+            bucket |= {"summaryMetrics": json.dumps(run.summary), "wandbConfig": json.dumps({"t": 1})}
+            bucket |= {"config": json.dumps({key: {"value": value} for key, value in run.config.items()})}
+        return {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "team"}, "bucket": bucket}}
 
     def UpsertBucket(self, name: str, **sent: Any) -> dict[str, Any]:  # noqa: N802
         inserted = name not in self.runs
         run = self.runs.setdefault(name, Run(name))
         run.upserts.append(sent)
+        if run.ended:  # and goes on
+            run.ended = run.preempting = False
         run.config |= {key: item["value"] for key, item in json.loads(sent.get("config") or "{}").items()}
         run.display_name = sent.get("displayName") or run.display_name
         run.summary |= json.loads(sent.get("summaryMetrics") or "{}")
