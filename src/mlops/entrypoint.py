@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from mlops import config as schema
 from mlops import resume, stopping, targets
 from mlops.config import Config
 from mlops.errors import MlopsError, fail, one_line
-from mlops.files import users_to_mend
+from mlops.files import only_one, users_to_mend
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def _job(
             overrides = (*flags, *(text.removeprefix("++") for text in said))
             folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
             config = resumed.config if resumed else _plain(composed)
-            task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
+            with only_one(folder) if name == "train" else nullcontext():
+                task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)

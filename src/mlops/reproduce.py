@@ -179,7 +179,8 @@ def _check(file: "Checkpoint", config: Config, allowed: frozenset[str]) -> list[
     found, wanted = start.sha256 if start else None, (told["start"] or {}).get("sha256")
     if found != wanted:
         raise MlopsError(
-            f"model.weights={config.model.get('weights')}: has SHA-256 {found}, but the run started from {wanted}; bring that file back"
+            f"model.weights={config.model.get('weights')}: has SHA-256 {found}, but the run started from {wanted}; "
+            "bring that file back"
         )
     environment = describe_environment(
         str(pick_device(config.training.device)), config.training.threads, config.training.precision

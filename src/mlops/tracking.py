@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -187,11 +188,16 @@ class Tracker:
     def _cut_back(self) -> None:
         """Let `metrics.jsonl` hold the history alone: a killed run was further on, or in the middle of a line."""
         path = self._folder / "metrics.jsonl"
-        lines = "".join(map(_line, self._history))
         with writing_to(path):
-            stands = path.read_bytes() if path.is_file() else b""
-        if stands != lines.encode():
-            write_text(path, lines)
+            stands = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+        # What stands there rightly stays as it was written; a checkpoint's history has its keys in another order.
+        kept = [
+            line if _parsed(line) == metrics else _line(metrics)
+            for line, metrics in zip_longest(stands, self._history, fillvalue=None)
+            if metrics is not None
+        ]
+        if kept != stands:
+            write_text(path, "".join(kept))
 
     def _start(self) -> None:
         # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
@@ -392,6 +398,15 @@ def _log(run: Any, metrics: dict[str, float]) -> None:
     if step >= run.starting_step:
         # One `log` an epoch: W&B's early stopping counts them. Without `commit` it would wait for the next step.
         run.log(metrics, step=step, commit=True)
+
+
+def _parsed(line: str | None) -> Any:
+    """The JSON of a whole line; None where there is none."""
+    if line is None or not line.endswith("\n"):
+        return None
+    with contextlib.suppress(ValueError):
+        return json.loads(line)
+    return None
 
 
 def _within(seconds: float, action: Callable[[], T]) -> T:

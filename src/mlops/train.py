@@ -7,6 +7,7 @@ which import this module when they start, stay light.
 import copy
 import dataclasses
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from mlops import config as schema
 from mlops import stopping, targets
 from mlops.config import Config
 from mlops.errors import MlopsError
-from mlops.files import atomic, only_one, writing_to
+from mlops.files import atomic, writing_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 OVERFITTED_LOSS = 0.05
 
 
-def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is meant to stand on one page
+def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the run is meant to stand on one page
     """Prepare the data, train, keep the best epoch, score it on the test split, and write its whole story."""
     import torch
 
@@ -51,7 +52,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.training.average import follow
     from mlops.training.device import compile_model, pick_autocast, pick_device
     from mlops.training.freeze import build_mode
-    from mlops.training.loop import Metrics, fit, make_step
+    from mlops.training.loop import Metrics, check_finite, fit, make_step
     from mlops.training.loss import build_loss
     from mlops.training.profile import profiling
     from mlops.training.record import continue_story, describe_run
@@ -174,15 +175,24 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         return waited >= settings.patience
 
     with (
-        only_one(run.folder),
-        Tracker(config.tracking, run.folder, dataclasses.asdict(config), settings.monitor) as tracker,
+        Tracker(
+            config.tracking,
+            run.folder,
+            dataclasses.asdict(config),
+            settings.monitor,
+            run_id=saves.tracker_id,
+            history=saves.history,
+        ) as tracker,
         bar("training", images, done=before) as progress,
         profiling(settings.profile, run.folder / "profile", device) as profiler,
     ):
         saves.tracker_id = tracker.run_id
+        if saves.history:
+            tracker.log_summary(saves.best)
 
         def save_if_asked_to_stop() -> None:
             if stopping.heard():
+                tracker.mark_preempting()
                 saves.save_last()
                 stopping.check()
 
@@ -190,7 +200,13 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             if settings.save_every and (position.epoch * steps + position.step) % settings.save_every == 0:
                 saves.save_last()
             save_if_asked_to_stop()
-            progress.advance(count, lambda: f"loss {float(loss):.3f}", f"epoch {position.epoch + 1}/{settings.epochs}")
+            progress.advance(count, lambda: loss_shown(loss), f"epoch {position.epoch + 1}/{settings.epochs}")
+
+        def loss_shown(loss: "Tensor") -> str:
+            # Fetched from the device anyway, a few times a second: a run that has failed need not end its epoch.
+            if not math.isfinite(value := float(loss)):
+                check_finite(position, learning_rate)
+            return f"loss {value:.3f}"
 
         def evaluate() -> Metrics:
             def watched() -> "Iterator[Batch]":
