@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 import mlops
 from conftest import Command, Outcome
@@ -163,6 +164,18 @@ def test_of_two_sets_of_weights_in_a_file_one_is_named_and_the_other_can_be_had(
     assert_holds(WRITTEN, average)
     (problem,) = command("weights.pth", *OURS, "--entry", "ema", "--force").errors
     assert problem.startswith("weights.pth: has no state dict in an entry ema; it holds model, model_ema, optimizer")
+
+
+def test_a_moving_average_of_torchs_own_is_read_without_its_counter(
+    command: Callable[..., Outcome], state: dict[str, Tensor]
+):
+    model = SignNet(num_classes=3, width=4)
+    model.load_state_dict(state)
+    average = AveragedModel(model, use_buffers=True)
+    average.update_parameters(model)
+    torch.save(average.state_dict(), "weights.pth")
+    assert command("weights.pth", *OURS).code == 0
+    assert_holds(WRITTEN, state)
 
 
 def test_safetensors_and_half_precision_are_read(command: Callable[..., Outcome], state: dict[str, Tensor]):

@@ -56,7 +56,10 @@ def read_weights(path: Path, where: str, entry: str | None = None) -> Weights:
             raise MlopsError(f"{where}: is no state dict, nor holds one as {names}; it holds {_entries(found)}")
         raise MlopsError(_no_weights(where))
     tensors: dict[str, Tensor] = {}
+    averaged = "n_averaged" in found and all(str(name).startswith("module.") for name in found if name != "n_averaged")
     for name, tensor in found.items():
+        if averaged and name == "n_averaged":
+            continue  # AveragedModel's own count of its updates
         # The published densenets still have the names of torchvision 0.2: `norm.1` for `norm1`.
         plain = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", _WRAPPERS.sub("", str(name)))
         if plain in tensors:
