@@ -317,7 +317,7 @@ def test_what_is_no_plain_file_of_weights_is_one_line(
         str(workplace): "is a folder; name the file of weights in it",
     }.items():
         (said,) = command(file, *OURS, "--output", "new.pth").errors
-        assert said.startswith(f"{file}: {problem}")
+        assert said.startswith(f"{Path(file)}: {problem}")
 
 
 def test_a_network_that_is_not_allowed_is_not_imported(command: Callable[..., Outcome], state: dict[str, Tensor]):

@@ -118,11 +118,7 @@ def _read(path: Path, entry: str | None) -> Weights:
         raise MlopsError(f"{path}: is a folder; name the file of weights in it")
     if checkpoint.is_checkpoint(path):
         raise MlopsError(f"{path}: is a checkpoint of this project already; use it as it is")
-    try:
-        return read_weights(path, str(path), entry)
-    except MlopsError as error:
-        hint = "; --entry=KEY takes one of them" if "; it holds " in one_line(error) else ""
-        raise MlopsError([f"{problem}{hint}" for problem in error.problems]) from error
+    return read_weights(path, str(path), entry, choose="; --entry=KEY takes one of them")
 
 
 def _build(node: Target, allowed: Collection[str], classes: Sequence[str], size: int) -> nn.Module:

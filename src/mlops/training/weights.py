@@ -33,10 +33,11 @@ class Weights:
     others: tuple[str, ...] = ()
 
 
-def read_weights(path: Path, where: str, entry: str | None = None) -> Weights:
+def read_weights(path: Path, where: str, entry: str | None = None, *, choose: str = "") -> Weights:
     """The weights in a file by `torch.save` or a .safetensors, on the CPU.
 
     `where` begins the problems. `entry` is the key in the file under which the state dict is; a known one when None.
+    `choose` says how the user names another entry, where the file has others.
 
     Raises:
         MlopsError: it cannot be read, or not without running code, or holds no weights there.
@@ -45,7 +46,7 @@ def read_weights(path: Path, where: str, entry: str | None = None) -> Weights:
     held = loaded if isinstance(loaded, Mapping) else {}
     known = [entry] if entry is not None else [name for name in _WRAPPINGS if isinstance(held.get(name), Mapping)]
     if entry is not None and not isinstance(held.get(entry), Mapping):
-        raise MlopsError(f"{where}: has no state dict in an entry {entry}; it holds {_entries(held)}")
+        raise MlopsError(f"{where}: has no state dict in an entry {entry}; it holds {_entries(held)}{choose}")
     taken = known[0] if known else None
     found: Any = held[taken] if taken is not None else loaded
     while isinstance(found, Mapping) and (inner := [n for n in _WRAPPINGS if isinstance(found.get(n), Mapping)]):
@@ -53,7 +54,7 @@ def read_weights(path: Path, where: str, entry: str | None = None) -> Weights:
     if not _is_state_dict(found):
         if isinstance(found, Mapping) and found:
             names = ", ".join(_WRAPPINGS)
-            raise MlopsError(f"{where}: is no state dict, nor holds one as {names}; it holds {_entries(found)}")
+            raise MlopsError(f"{where}: is no state dict, nor holds one as {names}; it holds {_entries(found)}{choose}")
         raise MlopsError(_no_weights(where))
     tensors: dict[str, Tensor] = {}
     averaged = "n_averaged" in found and all(str(name).startswith("module.") for name in found if name != "n_averaged")
