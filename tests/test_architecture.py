@@ -15,7 +15,7 @@ FLOORS = [
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
-    {"checkpoint", "training", "evaluation"},
+    {"checkpoint", "training", "evaluation", "adoption"},
     {"resume", "reproduce", "entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -51,7 +51,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
         "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb', 'matplotlib', 'sklearn', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in done.stdout for command in ("info", "evaluate", "predict", "report"))
+    assert all(command in done.stdout for command in ("info", "evaluate", "predict", "report", "adopt"))
     assert done.stdout.endswith("[]\n")
 
 

@@ -241,7 +241,7 @@ def test_a_head_of_another_size_is_refused_before_images_are_decoded(
     done = hydra_command("train", *QUICK, f"data.root={pictures}", "model.num_classes=7")
     assert done.code == 2
     assert done.errors == [
-        "model: mlops.models.SignNet gives (2, 7) for 2 images, but the data has 3 classes and needs (2, 3); "
+        "model: mlops.models.SignNet gives (2, 7) for 2 images, but there are 3 classes, which needs (2, 3); "
         "leave out model.num_classes or set it to 3"
     ]
     assert not (workplace / "data").exists()

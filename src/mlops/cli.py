@@ -181,6 +181,73 @@ def reproduce(
     raise typer.Exit(0 if proof.identical else 1)
 
 
+@app.command()
+def adopt(
+    weights: Annotated[
+        Path, typer.Argument(help="A state dict by torch.save, plain or wrapped, or a .safetensors", metavar="WEIGHTS")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A choice of configshydra/model, such as resnet18, or the full name of a network."),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter of the network, such as width=8; repeatable.", metavar="NAME=VALUE"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="All classes in the order of the network's outputs: cats,dogs, or a file with one name a line or a "
+            "JSON list.",
+            metavar="NAMES",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width of the images it was trained on, pixels.", metavar="PIXELS")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint to write; models/<name of WEIGHTS>/best_model.pth when left out."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the pixels (0 to 1) in its training: one number, or red,green,blue. Left out with --std: those of "
+            "the weights that torchvision or timm publish for the network.",
+            metavar="NUMBERS",
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.", metavar="NUMBERS")] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="How its images became square: squash (when left out) or pad.", metavar="squash|pad"),
+    ] = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", help="Resampling: nearest, bilinear (when left out), bicubic or lanczos.", metavar="NAME"
+        ),
+    ] = None,
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            help="The key in WEIGHTS under which the state dict is, such as model_ema; state_dict, model_state_dict or "
+            "model when left out.",
+            metavar="KEY",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    allow: Allow = None,
+) -> None:
+    """Make a checkpoint of weights that another program trained: checked, complete, and marked as adopted."""
+    from mlops.adoption.adopt import adopt as adopt_weights
+    from mlops.adoption.described import Described
+    from mlops.tables import show_adopted
+
+    described = Described(model, parameters or (), classes, size, mean, std, resize, filter_, entry)
+    show_adopted(adopt_weights(weights, output, described, force=force, allow=allow or ()))
+
+
 def _print(text: str) -> None:
     """Print what a program may read: into files and pipes as it is; names in it must not steer a terminal."""
     if sys.stdout.isatty():

@@ -16,6 +16,7 @@ from rich.table import Table
 from mlops.errors import printable, shorten
 
 if TYPE_CHECKING:
+    from mlops.adoption.adopt import Adopted
     from mlops.config import TrainingConfig
     from mlops.data.prepare import Prepared
     from mlops.evaluation.run import Prediction
@@ -69,6 +70,32 @@ def show_prepared(prepared: "Prepared") -> None:
             *([("dropped", f"{len(dropped)} copies")] if dropped else []),
             # Folders of an earlier version have no card.
             *([("card", card)] if card.exists() else []),
+        ],
+    )
+
+
+def show_adopted(adopted: "Adopted") -> None:
+    """What came of a file of weights, every assumption that was made about it, and what to do next."""
+    metadata = adopted.metadata
+    classes, given = metadata["classes"], metadata["input"]
+    pairs(
+        "Adopted",
+        [
+            ("checkpoint", adopted.path),
+            ("from", f"{metadata['adopted']['file']}, SHA-256 {metadata['adopted']['sha256'][:12]}"),
+            ("recognises", f"{len(classes)} classes: {shorten(classes, 8)}"),
+            ("model", metadata["config"]["model"]["_target_"]),
+            ("input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"),
+            *(("assumed", assumption) for assumption in adopted.assumed),
+            *(("note", note) for note in adopted.notes),
+            ("checked", f"every weight fits and is finite; a picture gives {len(classes)} finite numbers"),
+        ],
+    )
+    pairs(
+        "Next",
+        [
+            ("are the assumptions right", to_copy("mlops", "evaluate", adopted.path, "LABELLED_PICTURES")),
+            ("use it", to_copy("mlops", "predict", adopted.path, "PICTURE_OR_FOLDER")),
         ],
     )
 

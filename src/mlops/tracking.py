@@ -191,8 +191,8 @@ class Tracker:
         with writing_to(path):
             stands = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
         # What stands there rightly stays as it was written; a checkpoint's history has its keys in another order.
-        kept = [
-            line if _parsed(line) == metrics else _line(metrics)
+        kept: list[str] = [
+            line if line is not None and _parsed(line) == metrics else _line(metrics)
             for line, metrics in zip_longest(stands, self._history, fillvalue=None)
             if metrics is not None
         ]
@@ -400,12 +400,10 @@ def _log(run: Any, metrics: dict[str, float]) -> None:
         run.log(metrics, step=step, commit=True)
 
 
-def _parsed(line: str | None) -> Any:
-    """The JSON of a whole line; None where there is none."""
-    if line is None or not line.endswith("\n"):
-        return None
+def _parsed(line: str) -> Any:
+    """The JSON of a whole line; None where it is none."""
     with contextlib.suppress(ValueError):
-        return json.loads(line)
+        return json.loads(line) if line.endswith("\n") else None
     return None
 
 

@@ -61,7 +61,7 @@ def test_channels_last_is_how_the_weights_lie():
     ("node", "size", "problem"),
     [
         ({"_target_": "mlops.models.SignNet", "width": 0}, 16, "cannot be built"),
-        ({"_target_": "mlops.models.SignNet", "num_classes": 7}, 16, "gives (2, 7) for 2 images, but the data has 5"),
+        ({"_target_": "mlops.models.SignNet", "num_classes": 7}, 16, "gives (2, 7) for 2 images, but there are 5"),
         (TINYCNN, 7, "cannot be built: image_size=7: must be at least 8"),
         (TINYCNN | {"image_size": 16}, 8, "cannot take images of 8 x 8 pixels (data.image_size)"),
         ({"_target_": "os.getcwd"}, 16, "is not an allowed name"),

@@ -55,12 +55,9 @@ def pictures_of(story: Mapping[str, Any], scores: Mapping[str, Any] | None) -> d
     def curve(metric: str, caption: str) -> Panel:
         return partial(figures.draw_curve, history=story["history"], metric=metric, best_epoch=story["epoch"]), caption
 
-    found = {
-        "curves": Picture(
-            figures.PANEL,
-            [curve("loss", "Cross entropy: lower is better"), curve("Accuracy", "Share of the images that are right")],
-        )
-    }
+    curves = [curve("loss", "Cross entropy: lower is better"), curve("Accuracy", "Share of the images that are right")]
+    # Adopted weights were not trained here.
+    found = {"curves": Picture(figures.PANEL, curves)} if story["history"] else {}
     if scores is None:
         return found
 

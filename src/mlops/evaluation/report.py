@@ -99,9 +99,11 @@ def _page(
 ) -> str:
     config, drawn = story["config"], {name: picture.as_html() for name, picture in pictures.items()}
     created = story["created"].replace("T", " ").replace("+00:00", " UTC")
-    lead = f"{config['model']['_target_']}, epoch {story['epoch']} of {config['training']['epochs']}, made {created}"
+    adopted = story.get("adopted")
+    epoch = "adopted" if adopted else f"epoch {story['epoch']} of {config['training']['epochs']}, made"
+    lead = f"{config['model']['_target_']}, {epoch} {created}"
     warning = f'<p class="bad">No pictures and no scores class by class: {page.text(missing)}</p>' if missing else ""
-    sections = [("", warning + page.tiles(_tiles(story, scores, split))), ("Training", drawn["curves"])]
+    sections = [("", warning + page.tiles(_tiles(story, scores, split))), ("Training", drawn.get("curves", ""))]
     if scores is not None:
         confusions = commonest_confusions(scores["classes"], scores["confusion_matrix"])
         common = [(f"{true} taken for {said}", f"{count:,}") for count, true, said in confusions[:_CONFUSIONS]]
@@ -122,13 +124,21 @@ def _page(
     sections += [
         ("Where it comes from", page.table(("", ""), _origin(story))),
         ("Make it again", _reproduce(story)),
-        ("Settings", page.folded("Every setting of the run", page.block(yaml.safe_dump(config)))),
+        # Of an adopted file's other settings, nobody knows any.
+        ("Settings", page.block(yaml.safe_dump({"model": config["model"]})))
+        if adopted
+        else ("Settings", page.folded("Every setting of the run", page.block(yaml.safe_dump(config)))),
     ]
-    right = f"{scores['accuracy']:.2%} of {scores['n']:,} {split} images right" if scores else "report of a training"
-    return page.page(f"{story['data']['name']}: {right}", lead, sections)
+    what = "an adopted model" if adopted else "report of a training"
+    right = f"{scores['accuracy']:.2%} of {scores['n']:,} {split} images right" if scores else what
+    return page.page(f"{adopted['file'] if adopted else story['data']['name']}: {right}", lead, sections)
 
 
 def _tiles(story: Mapping[str, Any], scores: Mapping[str, Any] | None, split: str) -> Iterator[tuple[str, str]]:
+    if story.get("adopted"):
+        # Instead of scores, which nobody has measured: what it tells apart.
+        yield "classes", f"{len(story['classes']):,}"
+        yield "height and width of its images, pixels", f"{story['input']['height']} x {story['input']['width']}"
     if scores is None:
         for side, name in (("test", "test"), ("val", "validation")):
             if f"{side}_Accuracy" in story["metrics"]:
@@ -165,8 +175,13 @@ def _each_class(scores: Mapping[str, Any]) -> str:
 
 def _origin(story: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data, code, machine, given = story["data"], story["code"], story["environment"], story["input"]
-    counts = ", ".join(f"{data['counts'][split]:,} {split}" for split in SPLITS)
-    yield "data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}: {counts}"
+    if adopted := story.get("adopted"):
+        yield "adopted from", f"{adopted['file']}, SHA-256 {adopted['sha256']}, by mlops {adopted['by']}"
+        yield "trained on", "unknown; another program made the weights"
+        yield "classes", ", ".join(story["classes"])
+    else:
+        counts = ", ".join(f"{data['counts'][split]:,} {split}" for split in SPLITS)
+        yield "data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}: {counts}"
     yield "input", f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"
     commit = f"git {code['commit']}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
     yield "code", f"mlops {code['version']}, {commit}"
@@ -179,6 +194,11 @@ def _origin(story: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _reproduce(story: Mapping[str, Any]) -> str:
     code = story["code"]
+    if adopted := story.get("adopted"):
+        return (
+            "<p>Another program trained these weights, so nothing here trains them again. mlops adopt makes this "
+            f"checkpoint from {page.text(adopted['file'])}.</p>"
+        )
     if (overrides := story.get("overrides")) is None:
         return "<p>The file does not say with which command it was made; its settings are below.</p>"
     lines = [f"git checkout {shlex.quote(code['commit'])}"] if code["commit"] else []

@@ -220,6 +220,11 @@ def _find_own_data(checkpoint: Checkpoint, processed: Path) -> Path | Index:
         MlopsError: neither is here.
     """
     wanted = checkpoint.metadata["data"]
+    if adopted := checkpoint.metadata.get("adopted"):
+        raise MlopsError(
+            f"checkpoint: was adopted from {adopted['file']}, so it has no data of its own; name labelled pictures: "
+            "mlops evaluate CHECKPOINT DATA"
+        )
     name = f"{wanted['name']}-{wanted['fingerprint']}"
     # The name comes out of a file that anybody may have made; it must not lead elsewhere.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):

@@ -59,7 +59,7 @@ def check_model(node: Target, allowed: Collection[str], *, num_classes: int, ima
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         return [
-            f"model: {node['_target_']} gives {shape} for 2 images, but the data has {num_classes} classes and needs "
+            f"model: {node['_target_']} gives {shape} for 2 images, but there are {num_classes} classes, which needs "
             f"(2, {num_classes}); leave out model.num_classes or set it to {num_classes}"
         ]
     return []

@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mlops import checkpoint, targets
-from mlops.errors import MlopsError, one_line, shorten
+from mlops.errors import MlopsError, one_line
 from mlops.models.build import find_head
 from mlops.targets import Target
+from mlops.training.weights import differences, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,13 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
     if path.is_file():
         if checkpoint.is_checkpoint(path):
             return _read_checkpoint(path)
-        return Start(str(path), _sha256(path), _read_file(path), *_statistics(path, published))
+        tensors, scaling = read_weights(path, f"model.weights={path}").tensors, _statistics(path, published)
+        if published and scaling is None:
+            log.warning(
+                f"model.weights={path}: the published weights of this network were trained on pixels scaled in "
+                "different ways and the file does not say which; your data's own mean and standard deviation are used"
+            )
+        return Start(str(path), sha256_of(path), tensors, *(scaling or (None, None)))
     known = _choose(name, published)
     try:
         path = known.fetch()
@@ -101,30 +108,39 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
             f"bring the file {known.file_name} and set model.weights=PATH, or train from random weights with "
             "model.weights=null training.freeze_epochs=0"
         ) from error
-    return Start(known.name, _sha256(path), _read_file(path), known.mean, known.std)
+    tensors = read_weights(path, f"model.weights={path}").tensors
+    return Start(known.name, sha256_of(path), tensors, known.mean, known.std)
 
 
 def _read_checkpoint(path: Path) -> Start:
     kept = checkpoint.read(path)
     try:
         given = kept.metadata["input"]
-        return Start(str(path), _sha256(path), kept.state_dict, list(given["mean"]), list(given["std"]), kept.classes)
+        return Start(str(path), sha256_of(path), kept.state_dict, list(given["mean"]), list(given["std"]), kept.classes)
     except (KeyError, TypeError) as error:
-        raise _no_weights(path) from error
+        raise MlopsError(f"model.weights={path}: is damaged: it does not say which input it expects") from error
 
 
-def _statistics(path: Path, published: Sequence[_Published]) -> tuple[list[float] | None, list[float] | None]:
-    """Mean and standard deviation of the pixels that a file of this network was trained on, where that can be known."""
+def published_statistics(node: Target, allowed: Collection[str], path: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of the pixels that a file of this network was trained on; None where that is unknown.
+
+    It is known where all weights that the network's library publishes agree, or those with the name of this file.
+
+    Raises:
+        MlopsError: the network's name is not allowed, or its library does not know it.
+    """
+    try:
+        return _statistics(path, _published(node, allowed))
+    except (RuntimeError, ValueError) as error:
+        raise MlopsError(f"model: {node['_target_']}: cannot be looked up: {one_line(error)}") from error
+
+
+def _statistics(path: Path, published: Sequence[_Published]) -> tuple[list[float], list[float]] | None:
     named = [known for known in published if known.file_name == path.name]
     candidates = named or published
     if len({(*known.mean, *known.std) for known in candidates}) == 1:
-        return candidates[0].mean, candidates[0].std
-    if candidates:
-        log.warning(
-            f"model.weights={path}: the published weights of this network were trained on pixels scaled in different "
-            "ways and the file does not say which; your data's own mean and standard deviation are used"
-        )
-    return None, None
+        return list(candidates[0].mean), list(candidates[0].std)
+    return None
 
 
 def load_start(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
@@ -138,18 +154,7 @@ def load_start(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
     wanted = dict(model.state_dict())
     given = {name: t for name, t in start.state_dict.items() if keep_head or not name.startswith(f"{head}.")}
     expected = {name: t for name, t in wanted.items() if keep_head or not name.startswith(f"{head}.")}
-    # Files from before PyTorch 0.4.1 hold no such counters.
-    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
-    # A larger network of the same family holds all that a smaller one needs, and half of it is not what was trained.
-    unknown = [name for name in given if name not in expected]
-    shapes = [
-        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    problems = [f"no {shorten(missing)} in the file"] if missing else []
-    problems += [f"no {shorten(unknown)} in the network"] if unknown else []
-    problems += [shorten(shapes)] if shapes else []
+    problems = differences(given, expected)
     if problems:
         raise MlopsError(
             f"model.weights={start.weights}: do not fit {type(model).__name__}: {'; '.join(problems)}; give the "
@@ -234,7 +239,7 @@ def _download(url: str, file_name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), beginning or None, progress=sys.stderr.isatty())
         finally:
             socket.setdefaulttimeout(before)
-    elif not _sha256(path).startswith(beginning):
+    elif not sha256_of(path).startswith(beginning):
         raise ValueError(f"{path} is not what its name says; remove it")
     return path
 
@@ -250,37 +255,7 @@ def _download_from_hub(repository: str, file_name: str) -> Path:
     return Path(huggingface_hub.hf_hub_download(repository, file_name))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise MlopsError(f"model.weights={path}: needs safetensors; pip install safetensors") from error
-    except Exception as error:  # on bytes that are no weights, the readers raise nearly anything
-        raise _no_weights(path) from error
-    for key in ("state_dict", "model"):  # how most trainers wrap them
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise _no_weights(path)
-    # The published densenets still have the names of torchvision 0.2: `norm.1` for `norm1`.
-    return {
-        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", str(name).removeprefix("module.")): tensor
-        for name, tensor in loaded.items()
-    }
-
-
-def _no_weights(path: Path) -> MlopsError:
-    return MlopsError(
-        f"model.weights={path}: is no file of weights that can be read without running code (a state dict by "
-        "torch.save, a .safetensors, or a best_model.pth of this project)"
-    )
-
-
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
