@@ -385,6 +385,20 @@ def test_a_run_that_never_saved_starts_with_its_saved_config(
     same(expected, cut_run)
 
 
+def test_start_weights_may_be_gone(pictures: Path, workplace: Path, hydra_command: Command, at_step: Any):
+    assert hydra_command("train", *RUN, f"data.root={pictures}", "training.epochs=1").code == 0
+    start = Path("models/latest/best_model.pth").rename("start.pth")
+    more = [f"model.weights={start}", "training.freeze_epochs=2", "seed=1"]
+    at_step(6, terminate)
+    assert hydra_command("train", *RUN, f"data.root={pictures}", *more).code == 143
+    at_step(-1, die)
+    told = checkpoint.read_metadata(runs(workplace)[-1] / "last.pth")["start"]
+    start.unlink()
+    done = hydra_command("train", "resume=latest")
+    assert done.code == 0, done.err
+    assert checkpoint.read_metadata(Path("models/latest/best_model.pth"))["start"] == told
+
+
 def test_a_finished_run_is_left_as_it_is(pictures: Path, workplace: Path, hydra_command: Command):
     assert hydra_command("train", *RUN, f"data.root={pictures}").code == 0
     (run,) = runs(workplace)

@@ -62,11 +62,15 @@ def test_sigterm_reaches_the_run_and_143_comes_back(pictures: Path, workplace: P
     words = [word for override in overrides for word in ("-o", override)]
     command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "train", *words]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(workplace.glob("outputs/*/*/best_model.pth")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(run.pid, signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(workplace.glob("outputs/*/*/best_model.pth")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(run.pid, signal.SIGTERM)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.communicate()
     assert run.returncode == 143, err
     assert "SIGTERM: stopping" in err
     with pytest.raises(ProcessLookupError):

@@ -302,14 +302,19 @@ def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(
 ):
     quick = [setting for setting in QUICK if not setting.startswith(("training.epochs", "tracking"))]
     run = start("mlops.train", *quick, f"data.root={pictures}", "training.epochs=100000")
-    deadline = time.monotonic() + 120
-    while not list(workplace.glob("outputs/*/*/best_model.pth")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(run.pid, how)
-    _, err = run.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(workplace.glob("outputs/*/*/best_model.pth")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(run.pid, how)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.communicate()
     assert run.returncode == code, err
     assert "Traceback" not in err
-    checkpoint.read(only_run(workplace) / "best_model.pth")
+    for name in ("best_model.pth", "last.pth"):
+        checkpoint.read(only_run(workplace) / name)
     assert not list(workplace.rglob("*.tmp"))
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

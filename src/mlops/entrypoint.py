@@ -5,6 +5,7 @@ checked first, all mistakes are listed at once, and Hydra runs only what is righ
 """
 
 import argparse
+import dataclasses
 import difflib
 import logging
 import os
@@ -172,9 +173,14 @@ def _find_resumed(
     folder = resume.find_run(composed["resume"], Path(composed["paths"]["outputs"]))
     saved = resume.read_saved(folder)
     merged = resume.merge(saved, overrides, composed, explicit_keys)
-    if problems := check(merged):
+    # Start weights have done their part; their file may be gone.
+    checked = merged | {
+        "model": {**merged["model"], "weights": None},
+        "training": {**merged["training"], "freeze_epochs": 0},
+    }
+    if problems := check(checked if saved.started else merged):
         raise MlopsError([f"{folder}: {problem}" for problem in problems])
-    return resume.Saved(folder, merged, saved.overrides)
+    return dataclasses.replace(saved, config=merged)
 
 
 def _at(node: Any, key: str) -> Any:

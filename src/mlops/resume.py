@@ -28,11 +28,14 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Saved:
-    """A run that can go on: its folder, its config as plain values, and the overrides it was started with."""
+    """A run that can go on: its folder, its config as plain values, the overrides it was started with, and whether it
+    came so far as to write a last.pth.
+    """
 
     folder: Path
     config: dict[str, Any]
     overrides: tuple[str, ...]
+    started: bool
 
 
 def find_run(wanted: str, outputs: Path) -> Path:
@@ -69,7 +72,7 @@ def read_saved(folder: Path) -> Saved:
         metadata = read_metadata(last)
         if not isinstance(metadata.get("resume"), Mapping):
             raise MlopsError(f"{last}: holds no state to go on from; it is a finished model, not a last.pth")
-        return Saved(folder, schema.complete(metadata["config"]), tuple(metadata["overrides"]))
+        return Saved(folder, schema.complete(metadata["config"]), tuple(metadata["overrides"]), True)
     written = folder / ".hydra" / "config.yaml"
     try:
         raw = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
@@ -79,7 +82,7 @@ def read_saved(folder: Path) -> Saved:
     if not isinstance(raw, dict) or not isinstance(overrides, list):
         raise MlopsError(f"{written}: is not a config")
     config = schema.complete({str(key): value for key, value in raw.items()})
-    return Saved(folder, config, tuple(str(text).removeprefix("++") for text in overrides))
+    return Saved(folder, config, tuple(str(text).removeprefix("++") for text in overrides), False)
 
 
 def merge(

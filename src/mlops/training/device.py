@@ -29,6 +29,9 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         # fp32 is to mean fp32: cuDNN would take TF32, and what is evaluated here is compared with a CPU's results.
         torch.backends.cudnn.allow_tf32 = False
+        # Resume and `reproduce` promise the same bits; cuDNN would choose kernels by a race, and faster ones that add
+        # in the order in which threads happen to finish.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return device
 
 
