@@ -100,7 +100,7 @@ class Mirror:
     def copy(self, path: Path) -> None:
         """Send a file of the run folder, or all that are in a folder of it; returns at once.
 
-        The file is opened when its turn comes, so it has to be one that is replaced as a whole (`files.atomic`).
+        A file is opened when its turn comes, so it has to be one that is replaced as a whole (`files.atomic`) or grows.
         """
         if self._bucket is None:
             return

@@ -11,12 +11,13 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlops.deadline import within
+from mlops.deadline import begin, within
 from mlops.errors import MlopsError, one_line
 from mlops.files import atomic, users_to_mend, write_text
 
@@ -40,6 +41,17 @@ class Entry:
 
     size: int
     md5: str | None
+
+
+class _LeftBehind(ThreadPoolExecutor):
+    """Threads that nothing waits for.
+
+    asyncio looks up names in a pool of threads, for which the interpreter waits at its end: without a network, for as
+    long as the system's resolver likes.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        return begin(lambda: fn(*args, **named))
 
 
 class Bucket:
@@ -124,7 +136,7 @@ class Bucket:
             raise
 
     def get(self, name: str, path: Path, received: Callable[[int], object]) -> None:
-        """Copy an object to `path`, which is there or not; `received` hears of bytes as they come."""
+        """Copy an object to `path`, as `atomic` gives one; `received` hears of bytes as they come."""
         heard = 0
 
         def hear(count: int) -> None:
@@ -176,14 +188,14 @@ class Bucket:
 
     @contextlib.contextmanager
     def _told(self, path: Path | None = None) -> Iterator[None]:
-        """Turn what a library raises into one line; `path` is the local file that is written."""
+        """Turn what a library raises into one line, but for a full disk under `path`, the local file."""
         try:
             yield
         except MlopsError:
             raise
         except Exception as error:
-            if path and isinstance(error, OSError) and error.errno and (problem := users_to_mend(error, path)):
-                raise problem from error
+            if path and isinstance(error, OSError) and users_to_mend(error, path):
+                raise  # `atomic` knows what the file will be called
             raise MlopsError(f"{self.url}: {_reason(error)}") from error
 
 
@@ -194,7 +206,8 @@ def same(path: Path, entry: Entry) -> bool:
 
 def shown(url: str) -> str:
     """A URL as it may be printed: without a user's name and password."""
-    return re.sub(r"//[^/]*@", "//", url).rstrip("/")
+    bare = re.sub(r"//[^/]*@", "//", url)
+    return bare if bare.endswith("://") else bare.rstrip("/")
 
 
 def open_bucket(url: str, seconds: float = READ_TIMEOUT) -> Bucket:
@@ -242,7 +255,10 @@ def _gcs_options() -> dict[str, Any]:
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
     import aiohttp
+    from fsspec.asyn import get_loop
 
+    loop = get_loop()
+    loop.call_soon_threadsafe(loop.set_default_executor, _LeftBehind())
     return {
         # An emulator needs no credentials and should be sent none.
         "token": "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None,

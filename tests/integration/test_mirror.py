@@ -210,10 +210,10 @@ def test_a_bucket_that_hangs_never_holds_up_a_step_and_is_warned_of(
             save(folder / "last.pth", step)
             started = time.monotonic()
             copier.copy(folder / "last.pth")
-            assert time.monotonic() - started < 0.05
+            assert time.monotonic() - started < 0.5
             time.sleep(0.2)
         started = time.monotonic()
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3
     assert lines(caplog) == [
         f"{URL}: does not answer; training goes on and the newest save is tried again",
         f"{URL}/{RUN}: not arrived: last.pth; the newest are in {folder}",
@@ -243,9 +243,11 @@ def test_the_end_waits_for_a_lost_bucket_no_longer_than_it_says(
         started = time.monotonic()
         if error:
             raise error
-    assert 0.4 < time.monotonic() - started < 1.5
+    assert 0.4 < time.monotonic() - started < 3
     (warning,) = [line for line in lines(caplog) if "not arrived" in line]
     names = warning.removeprefix(f"{URL}/{RUN}: not arrived: ").removesuffix(f"; the newest are in {folder}")
+    emulator.start()  # and nothing goes on in the background: it would meet what a resumed run sends
+    wait_for(lambda: "mirror" not in {thread.name for thread in threading.enumerate()})
     assert sorted(names.split(", ")) == ["best_model.pth", "by-wandb-id/w4ndb.json", "last.pth", "metrics.jsonl"]
 
 
@@ -349,7 +351,7 @@ def test_an_account_that_may_not_write_and_replace_is_refused_before_the_run(
 
 def test_a_mirror_that_is_none_is_refused_before_the_run(emulator: Emulator, folder: Path, tmp_path: Path):
     assert refused("gs://nobody/runs", folder) == "run.mirror=gs://nobody/runs: there is no such bucket or folder"
-    assert refused("gs://", folder) == "run.mirror=gs:: names no bucket; write gs://bucket/folder"
+    assert refused("gs://", folder) == "run.mirror=gs://: names no bucket; write gs://bucket/folder"
     assert refused("bucket://a", folder) == (
         "run.mirror=bucket://a: bucket:// is no kind of storage; gs://bucket/folder and folders are known"
     )
@@ -375,7 +377,7 @@ def test_a_bucket_that_does_not_answer_is_refused_in_seconds(
         monkeypatch.setattr(gcsfs.retry, "asyncio", asyncio)  # as slow as it is
         emulator.stop()
         problem = refused(URL, folder)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5
     assert problem == f"run.mirror={URL}: no answer within 1 s; check the network and the credentials"
 
 
@@ -518,6 +520,27 @@ def test_a_download_that_breaks_off_leaves_the_old_last_pth_and_is_begun_again(
     assert content(tmp_path / "new" / RUN) == content(folder)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_disk_that_is_full_leaves_no_part_of_a_download(url: str, folder: Path, tmp_path: Path):
+    import resource
+
+    save(folder / "last.pth", 5, megabytes=3)
+    with Mirror(url, folder) as copier:
+        copier.copy(folder / "last.pth")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(MlopsError) as error:
+            fetch(f"{url}/{RUN}", tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (problem,) = error.value.problems
+    assert problem.startswith(
+        f"{tmp_path / 'new' / RUN / 'last.pth'}: cannot be written: File too large; free some space"
+    )
+    assert content(tmp_path / "new") == {}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="stops a process")
 def test_a_download_that_stands_still_is_given_up(
     emulator: Emulator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -569,11 +592,23 @@ print("ended", flush=True)
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+# A resolver whose servers are gone: names are waited for.
+DEAF = """
+import socket, time
+socket.getaddrinfo = lambda *arguments, **named: time.sleep(60)
+"""
+
+
+def start(folder: Path, before: str = "") -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
+        [sys.executable, "-c", before + SCRIPT, str(folder)],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=environment,
     )
 
 
@@ -603,3 +638,10 @@ def test_a_process_ends_at_once_and_quietly_whether_or_not_its_bucket_is_there(
     assert err.splitlines() == expected[when]
     assert out == ("" if when == "start" else "ended\n")
     assert run.returncode == (2 if when == "start" else 0)
+
+
+def test_names_that_do_not_resolve_hold_up_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://somewhere.example")
+    with start(folder, DEAF) as run:
+        _, err = run.communicate("\n", timeout=30)
+    assert err.splitlines() == [f"error: run.mirror={URL}: no answer within 2 s; check the network and the credentials"]
