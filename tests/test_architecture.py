@@ -10,7 +10,7 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"errors", "files", "image", "progress", "deadline", "storage"},
+    {"errors", "files", "image", "progress", "deadline", "gcs", "storage"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},

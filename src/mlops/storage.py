@@ -7,17 +7,15 @@ are imported when a bucket is opened. Their messages are not passed on: they hol
 import base64
 import contextlib
 import hashlib
-import logging
-import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlops.deadline import begin, within
+from mlops import gcs
+from mlops.deadline import within
 from mlops.errors import MlopsError, one_line
 from mlops.files import atomic, users_to_mend, write_text
 
@@ -25,14 +23,9 @@ T = TypeVar("T")
 
 # Bytes sent in one request, a multiple of 256 KiB as GCS wants it: this much of a file is in memory.
 CHUNK = 16 * 1024**2
-# Seconds for one request to GCS, of which gcsfs makes up to six. aiohttp's own would wait 30 s for each connection.
-REQUEST_TIMEOUT = {"total": 300, "sock_connect": 10, "sock_read": 60}
 _TRIES = 3
 # For a question that is asked before a run starts: a long listing takes longer than a write.
 READ_TIMEOUT = 60.0
-
-LOG_IN = "log in with `gcloud auth application-default login`, or name a key file in GOOGLE_APPLICATION_CREDENTIALS"
-_FORBIDDEN = "not allowed; this account has to read, write and replace there (GCS: the role Storage Object User)"
 
 
 @dataclass(frozen=True)
@@ -41,17 +34,6 @@ class Entry:
 
     size: int
     md5: str | None
-
-
-class _LeftBehind(ThreadPoolExecutor):
-    """Threads that nothing waits for.
-
-    asyncio looks up names in a pool of threads, for which the interpreter waits at its end: without a network, for as
-    long as the system's resolver likes.
-    """
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
-        return begin(lambda: fn(*args, **named))
 
 
 class Bucket:
@@ -70,12 +52,12 @@ class Bucket:
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(url, **(_gcs_options() if self._gcs else {}))
+            self._fs, self._root = fsspec.core.url_to_fs(url, **(gcs.options() if self._gcs else {}))
         except ImportError as error:
             raise MlopsError(f"{self.url}: needs a package that is not installed: {one_line(error)}") from error
         except Exception as error:
             known = "" if _is_known(scheme) else "; gs://bucket/folder and folders are known"
-            reason = f"{scheme}:// is no kind of storage" if known else _reason(error)
+            reason = f"{scheme}:// is no kind of storage" if known else gcs.reason(error)
             raise MlopsError(f"{self.url}: {reason}{known}") from error
         self._root = str(self._root).rstrip("/")
         self._folder = Path(self._root or "/") if scheme in {"file", "local"} else None
@@ -194,9 +176,11 @@ class Bucket:
         except MlopsError:
             raise
         except Exception as error:
-            if path and isinstance(error, OSError) and users_to_mend(error, path):
+            # A library's own kinds of OSError are about the network, whatever their number.
+            ours = type(error).__module__ == "builtins" and isinstance(error, OSError) and users_to_mend(error, path)
+            if path and ours:
                 raise  # `atomic` knows what the file will be called
-            raise MlopsError(f"{self.url}: {_reason(error)}") from error
+            raise MlopsError(f"{self.url}: {gcs.reason(error)}") from error
 
 
 def same(path: Path, entry: Entry) -> bool:
@@ -217,12 +201,12 @@ def open_bucket(url: str, seconds: float = READ_TIMEOUT) -> Bucket:
         from fsspec import get_filesystem_class
 
         if _is_gcs(url):
-            _gcs_options()
+            gcs.options()
         get_filesystem_class(_scheme(url))
     try:
         return within(seconds, lambda: Bucket(url))
     except TimeoutError as error:
-        raise MlopsError(f"{shown(url)}: no credentials were found within {seconds:.0f} s; {LOG_IN}") from error
+        raise MlopsError(f"{shown(url)}: no credentials were found within {seconds:.0f} s; {gcs.LOG_IN}") from error
 
 
 def ask(
@@ -243,28 +227,6 @@ def _scheme(url: str) -> str:
 
 def _is_gcs(url: str) -> bool:
     return _scheme(url) in {"gs", "gcs"}
-
-
-def _gcs_options() -> dict[str, Any]:
-    # Its support for two rarer kinds of bucket asks another, gRPC interface first, which nothing bounds.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    if "GCSFS_DEBUG" not in os.environ:
-        # It logs a traceback for every request that fails; what a person needs is our one line.
-        logger = logging.getLogger("gcsfs")
-        logger.propagate = False
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
-    import aiohttp
-    from fsspec.asyn import get_loop
-
-    loop = get_loop()
-    loop.call_soon_threadsafe(loop.set_default_executor, _LeftBehind())
-    return {
-        # An emulator needs no credentials and should be sent none.
-        "token": "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None,
-        "use_listings_cache": False,
-        "requests_timeout": aiohttp.ClientTimeout(**REQUEST_TIMEOUT),
-    }
 
 
 def _callback(moved: Callable[[int], object]) -> Any:
@@ -300,19 +262,3 @@ def _is_known(scheme: str) -> bool:
 
 def _entry(info: dict[str, Any]) -> Entry:
     return Entry(int(info["size"]), info.get("md5Hash"))
-
-
-def _reason(error: Exception) -> str:
-    """Why a call failed, in our words."""
-    code, kind, module = str(getattr(error, "code", "")), type(error).__name__, type(error).__module__.split(".")[0]
-    reasons = [
-        (code == "401" or kind == "NonRetryableError", f"no valid credentials; {LOG_IN}"),
-        (module == "google" and kind != "TransportError", f"no valid credentials; {LOG_IN}"),
-        (code == "403" or isinstance(error, PermissionError) or str(error).startswith("Forbidden"), _FORBIDDEN),
-        (isinstance(error, FileNotFoundError), "there is no such bucket or folder"),
-        (kind == "ChecksumError", "what arrived is not what was sent"),
-        (code.isdigit(), f"the server answers {code}"),
-        (isinstance(error, TimeoutError) or module in {"aiohttp", "requests", "google"}, "cannot be reached"),
-        (isinstance(error, OSError) and error.strerror is not None, getattr(error, "strerror", "")),
-    ]
-    return next((reason for holds, reason in reasons if holds), f"fails with {kind}")

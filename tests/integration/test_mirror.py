@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from integration.bucket import BUCKET, Emulator
-from mlops import checkpoint, mirror, mirrored, storage
+from mlops import checkpoint, gcs, mirror, mirrored, storage
 from mlops.errors import MlopsError
 from mlops.mirror import Mirror
 from mlops.mirrored import fetch, find, latest
@@ -94,9 +94,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.fixture(params=["gs", "folder"])
+@pytest.fixture(params=["gs", "folder", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A bucket, and a folder such as a network share's."""
+    """A bucket, a folder such as a network share's, and something else that fsspec knows."""
+    if request.param == "memory":
+        import fsspec
+
+        fsspec.filesystem("memory").store.clear()
+        return "memory://runs"
     if request.param == "gs":
         request.getfixturevalue("emulator")
         return URL
@@ -333,7 +338,7 @@ FORBIDDEN = "not allowed; this account has to read, write and replace there (GCS
 @pytest.mark.parametrize(
     ("code", "allowed", "reason"),
     [
-        (401, 0, f"no valid credentials; {storage.LOG_IN}"),
+        (401, 0, f"no valid credentials; {gcs.LOG_IN}"),
         (403, 0, FORBIDDEN),
         (403, 1, FORBIDDEN),  # new objects only: it would be the second save that fails
     ],
