@@ -10,12 +10,12 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"errors", "files", "image", "progress", "stopping"},
+    {"errors", "files", "image", "progress", "stopping", "deadline", "gcs", "storage"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
-    {"checkpoint", "training", "evaluation", "adoption"},
+    {"checkpoint", "mirror", "mirrored", "training", "evaluation", "adoption"},
     {"resume", "reproduce", "entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -65,7 +65,7 @@ def test_only_image_decodes_and_only_targets_builds_by_name():
 
 
 def test_the_ground_floor_and_the_config_need_no_torch():
-    modules = "mlops.errors, mlops.files, mlops.image, mlops.progress, mlops.config, mlops.targets, mlops.checkpoint, mlops.train, mlops.preprocess, mlops.data.prepare"
+    modules = "mlops.errors, mlops.files, mlops.image, mlops.progress, mlops.config, mlops.targets, mlops.checkpoint, mlops.storage, mlops.mirrored, mlops.train, mlops.preprocess, mlops.data.prepare"
     code = f"import sys, {modules}; print('torch' in sys.modules, 'hydra' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

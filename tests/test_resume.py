@@ -413,7 +413,10 @@ def test_a_finished_run_is_left_as_it_is(pictures: Path, workplace: Path, hydra_
     ("wanted", "problem"),
     [
         ("latest", "resume=latest: outputs holds no run; start one, or name its folder"),
-        ("outputs/nowhere", "resume=outputs/nowhere: no such folder; name a run's"),
+        (
+            "outputs/nowhere",
+            "resume=outputs/nowhere: no such folder; name a run's: outputs/<date>/<time>-<id>, or latest",
+        ),
         (".", "resume=.: is not the folder of a run: neither last.pth nor .hydra/config.yaml is there"),
     ],
 )

@@ -155,7 +155,7 @@ def _find_resumed(
         return None
     compose = _composer(arguments, folders)
     composed = compose(list(overrides))
-    if isinstance(composed, str) or composed["resume"] is None:
+    if isinstance(composed, str) or (wanted := resume.wanted_run(composed)) is None:
         return None
 
     def explicit_keys(text: str) -> list[str]:
@@ -170,8 +170,10 @@ def _find_resumed(
         both = dict.fromkeys([*resume.settings_of(composed), *resume.settings_of(without)])
         return [*own, *(name for name in both if name not in own and _at(composed, name) != _at(without, name))]
 
-    folder = resume.find_run(composed["resume"], Path(composed["paths"]["outputs"]))
+    folder = resume.find_run(wanted, Path(composed["paths"]["outputs"]))
     saved = resume.read_saved(folder)
+    if "://" in wanted:
+        saved.config["run"]["mirror"] = resume.mirror_of(wanted, folder)
     merged = resume.merge(saved, overrides, composed, explicit_keys)
     # Start weights have done their part; their file may be gone.
     checked = merged | {

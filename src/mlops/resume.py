@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
+from mlops import mirrored
 from mlops.checkpoint import read_metadata
 from mlops.errors import MlopsError, one_line
 
@@ -38,12 +39,28 @@ class Saved:
     started: bool
 
 
+def wanted_run(composed: Mapping[str, Any]) -> str | None:
+    """The run that a config asks to go on with; None for a new one.
+
+    That is `resume`, or the mirrored run of the W&B run that an agent has started this process as: a preempted one.
+
+    Raises:
+        MlopsError: the mirror cannot be read.
+    """
+    wanted, mirror, tracked = composed["resume"], composed["run"]["mirror"], os.environ.get("WANDB_RUN_ID")
+    if wanted is None and mirror and tracked:
+        return mirrored.find(mirror, tracked)
+    return None if wanted is None else str(wanted)
+
+
 def find_run(wanted: str, outputs: Path) -> Path:
-    """The run folder that `resume=` names: a path, or `latest`, the newest below `outputs`.
+    """The run folder that `resume=` names: a path, a URL, which is fetched, or `latest`, the newest below `outputs`.
 
     Raises:
         MlopsError: there is no such run.
     """
+    if "://" in wanted:
+        return mirrored.fetch(mirrored.latest(wanted) or wanted, outputs)
     if wanted == "latest":
         runs = sorted(path.parent for path in outputs.glob("*/*/.hydra"))
         if not runs:
@@ -59,6 +76,12 @@ def find_run(wanted: str, outputs: Path) -> Path:
     if not (folder / LAST).exists() and not (folder / ".hydra" / "config.yaml").exists():
         raise MlopsError(f"resume={wanted}: is not the folder of a run: neither {LAST} nor .hydra/config.yaml is there")
     return folder
+
+
+def mirror_of(url: str, folder: Path) -> str:
+    """Where the run in `folder`, fetched from `url`, is mirrored: below `url`, or two levels above it."""
+    name = "/".join(folder.parts[-2:])
+    return url.rstrip("/").removesuffix(name).rstrip("/")
 
 
 def read_saved(folder: Path) -> Saved:
@@ -131,11 +154,6 @@ def settings_of(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, Mapping) and node:
         return [name for key, value in node.items() for name in settings_of(value, f"{prefix}.{key}".lstrip("."))]
     return [prefix]
-
-
-def named_by_wandb() -> str | None:
-    """The W&B run that this process was started as, by an agent that runs a preempted run again."""
-    return os.environ.get("WANDB_RUN_ID")
 
 
 def _is_free(key: str) -> bool:

@@ -54,14 +54,18 @@ def checked(items: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal waits for `check`; a second Ctrl-C does not."""
-    global _deferred  # noqa: PLW0603
-    check()
+    """Inside, a signal waits for `check`, at the latest for the end; a second Ctrl-C does not."""
+    global _deferred
+    outer = _deferred
+    if not outer:
+        check()
     _deferred = True
     try:
         yield
     finally:
-        _deferred = False
+        _deferred = outer
+    if not outer:
+        check()
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:

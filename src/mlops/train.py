@@ -45,6 +45,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
     from mlops.evaluation.evaluate import evaluate_prepared, evaluate_split, predict_split
     from mlops.evaluation.report import worst_mistakes, write_report
     from mlops.evaluation.scores import overall_metrics
+    from mlops.mirror import Mirror
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
     from mlops.provenance import check_clean, describe_code, describe_environment
@@ -148,6 +149,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
     def learning_rate(epoch: int, position: int) -> float:
         return float(highest * schedule(epoch * steps + position))
 
+    mirror = Mirror(config.run.mirror, run.folder)
     saves = Saves(
         run.folder,
         story,
@@ -158,7 +160,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
         optimizer=optimizer,
         scaler=scaler,
         learning_rate=learning_rate,
-        after_save=lambda _: None,
+        after_save=mirror.copy,
     )
     if saved:
         saves.restore(saved)
@@ -175,6 +177,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
         return waited >= settings.patience
 
     with (
+        mirror,
         Tracker(
             config.tracking,
             run.folder,
@@ -187,6 +190,9 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
         profiling(settings.profile, run.folder / "profile", device) as profiler,
     ):
         saves.tracker_id = tracker.run_id
+        if tracker.run_id:
+            mirror.link(tracker.run_id)
+        mirror.copy(run.folder / ".hydra")
         if saves.history:
             tracker.log_summary(saves.best)
 
@@ -219,6 +225,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
         def after_epoch(metrics: Metrics) -> None:
             best = saves.end_epoch(metrics)
             tracker.log_epoch(metrics, saves.best)
+            mirror.copy(run.folder / "metrics.jsonl")
             saves.save_last()
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best else ""))
             if run.after_epoch:
@@ -274,6 +281,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
                 shutil.rmtree(stale, ignore_errors=True)
         report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
         pictures = write_report(report, story, "test", scores, mistakes=mistakes)
+        mirror.copy(report)
         tracker.log_summary(final)
         tracker.log_pictures(pictures | {"index": report / "index.html"})
         tracker.log_checkpoint(path, checkpoint.read_metadata(path))
