@@ -80,6 +80,12 @@ def info(c, checkpoint=LATEST):
     _become("-m", "mlops.cli", "info", checkpoint)
 
 
+@task(positional=["first", "second"], help={"first": "a checkpoint", "second": "another one"})
+def diff(c, first, second):
+    """Show what differs between two checkpoints: config, data, code, machine, metrics, weights."""
+    _become("-m", "mlops.cli", "diff", first, second)
+
+
 @task
 def test(c):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""

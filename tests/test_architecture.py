@@ -10,12 +10,12 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"errors", "files", "image", "progress"},
+    {"envelope", "errors", "files", "geometry", "image", "progress"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
-    {"checkpoint", "training", "evaluation"},
+    {"contract", "story", "checkpoint", "training", "evaluation"},
     {"entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
