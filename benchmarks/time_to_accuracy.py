@@ -40,7 +40,7 @@ from mlops.evaluation.evaluate import evaluate_split
 from mlops.models import TinyCNN
 from mlops.models.build import build_model
 from mlops.training.device import pick_autocast
-from mlops.training.loop import Metrics, Step, fit, make_step
+from mlops.training.loop import Metrics, Position, Step, fit, make_step
 from mlops.training.schedule import build_schedule
 
 CPU = torch.device("cpu")
@@ -171,9 +171,11 @@ def ours(root: str, processed: Path, epochs: int) -> float:
 
     try:
         fit(
+            Position(),
             epochs=epochs,
-            batches=lambda epoch: train.training(epoch, 64, 0, augment),
+            batches=lambda epoch, first: train.training(epoch, 64, 0, augment, first),
             step=step,
+            learning_rate=lambda *_: 0.01,
             evaluate=lambda: evaluate_split(model, val.evaluation(), "val", len(data.classes)),
             after_step=lambda *_: None,
             after_epoch=after_epoch,
@@ -200,7 +202,7 @@ def network_and_step(
         autocast=autocast,
         scaler=scaler,
         set_mode=lambda _: model.train(),
-        after_update=lambda: None,
+        after_update=lambda _: None,
         accumulate=1,
         clip_norm=None,
         seed=0,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import COLOURS, ON_CPU, png
+from samples import ON_CPU, write_pictures
 
 # A shell starts what runs in the background with Ctrl-C ignored, and we would hand that on to the runs we start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,12 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """`pictures/<class>/<n>.png`: 3 classes of 20 images that differ by colour."""
-    root = tmp_path / "pictures"
-    for index, (name, colour) in enumerate(COLOURS.items()):
-        (root / name).mkdir(parents=True)
-        for number in range(20):
-            (root / name / f"{number:02}.png").write_bytes(png(100 * index + number, colour=colour))
-    return root
+    return write_pictures(tmp_path / "pictures")
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def hydra_command(
     """Run an entrypoint in this process: `hydra_command("train", "seed=1")`."""
     import importlib
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     root = logging.getLogger()
     before = (root.level, list(root.handlers))
 
@@ -75,7 +70,8 @@ def hydra_command(
         return Outcome(code, captured.out, captured.err)
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for added in set(root.handlers) - set(before[1]):
         root.removeHandler(added)
         added.close()

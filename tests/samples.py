@@ -42,6 +42,16 @@ def attributes(page: str) -> set[str]:
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 30, 40)}
 
+
+def write_pictures(root: Path) -> Path:
+    """`<class>/<n>.png`: 3 classes of 20 images that differ by colour."""
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            (root / name / f"{number:02}.png").write_bytes(png(100 * index + number, colour=colour))
+    return root
+
+
 # CI's Macs are virtual machines: torch finds MPS there, but no memory behind it.
 ON_CPU = ("training.device=cpu",) if sys.platform == "darwin" else ()
 

@@ -10,13 +10,13 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"envelope", "errors", "files", "geometry", "image", "progress"},
+    {"envelope", "errors", "files", "geometry", "image", "progress", "stopping"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
     {"contract", "story", "checkpoint", "training", "evaluation"},
-    {"entrypoint", "preprocess", "train", "cli"},
+    {"resume", "entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -29,7 +29,9 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
     folder = only_run(workplace)
     assert {path.name for path in folder.iterdir()} == {
         ".hydra",
+        ".lock",
         "best_model.pth",
+        "last.pth",
         "metrics.jsonl",
         "report",
         "train.log",

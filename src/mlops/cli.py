@@ -25,7 +25,8 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", help="Full name of a network of your own that the checkpoint may build.", metavar="NAME"),
 ]
-CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT")]
+# Not checked by Typer (readable), whose message is a box of several lines.
+CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT", readable=False)]
 
 
 def _version(asked: bool) -> None:
@@ -69,8 +70,8 @@ def info(
 
 @app.command()
 def diff(
-    first: Annotated[Path, typer.Argument(help="A checkpoint", metavar="A")],
-    second: Annotated[Path, typer.Argument(help="Another one", metavar="B")],
+    first: Annotated[Path, typer.Argument(help="A checkpoint", metavar="A", readable=False)],
+    second: Annotated[Path, typer.Argument(help="Another one", metavar="B", readable=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Show what differs between two checkpoints; the exit code is 0 where nothing does, else 1.
@@ -79,7 +80,7 @@ def diff(
     input, data, code, environment, start weights, metrics; and the weights, by the digests that the files keep of them.
     """
     from mlops.checkpoint import read_metadata
-    from mlops.story import differences, show_differences
+    from mlops.story import differences, plain, show_differences
 
     stories, problems = [], list[str]()
     for path in (first, second):
@@ -91,7 +92,7 @@ def diff(
         raise MlopsError(problems)
     found = differences(*stories)
     if as_json:
-        _print(json.dumps({"same": not found, "differences": found}, indent=1, ensure_ascii=False) + "\n")
+        _print(json.dumps({"same": not found, "differences": plain(found)}, indent=1, ensure_ascii=False) + "\n")
     else:
         show_differences(first, second, found)
     if found:

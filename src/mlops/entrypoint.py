@@ -9,12 +9,10 @@ import difflib
 import logging
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -32,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
-from mlops import targets
+from mlops import resume, stopping, targets
 from mlops.config import Config
 from mlops.errors import MlopsError, fail, one_line
 from mlops.files import users_to_mend
@@ -45,14 +43,15 @@ Check = Callable[[dict[str, Any], frozenset[str]], list[str]]
 
 @dataclass(frozen=True)
 class Run:
-    """Where this run's files go, whether it is one of a sweep's many, which names its config may build, and how it was
-    started.
+    """Where this run's files go, whether it is one of a sweep's many, which names its config may build, how it was
+    started, and whether it goes on with what is in its folder.
     """
 
     folder: Path
     sweep: bool
     allowed: frozenset[str]
     overrides: tuple[str, ...]
+    resumed: bool = False
 
 
 def start(
@@ -79,6 +78,10 @@ def start(
             problems = _check_all(arguments, overrides, folders, check)
             if problems:
                 raise MlopsError(problems)
+        resumed = None
+        if runs and name == "train" and (resumed := _find_resumed(arguments, overrides, folders, check)):
+            # Hydra writes what it composed this time beside what it wrote when the run was started.
+            overrides.append(f"hydra.run.dir={_quote(str(resume.next_folder(resumed.folder)))}")
         named = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
         configs = [word for flag, value in named.items() if value for word in (flag, value)]
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
@@ -86,9 +89,9 @@ def start(
         sys.argv[1:] = [*flags, *presets, *overrides]
         # Hydra then lets exceptions pass instead of printing its own summary of them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        signal.signal(signal.SIGTERM, _terminate)
+        stopping.listen()
         hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
-            _job(task, name, allowed, configs)
+            _job(task, name, allowed, configs, resumed)
         )()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         fail(MlopsError(one_line(error)))
@@ -104,15 +107,21 @@ def start(
 
 
 def _job(
-    task: Callable[[Config, Run], None], name: str, allowed: frozenset[str], flags: Sequence[str]
+    task: Callable[[Config, Run], None],
+    name: str,
+    allowed: frozenset[str],
+    flags: Sequence[str],
+    resumed: resume.Saved | None,
 ) -> Callable[[DictConfig], None]:
     def job(composed: DictConfig) -> None:
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            overrides = (*flags, *(text.removeprefix("++") for text in settings.overrides.task))
-            folder = _shorten(Path(settings.runtime.output_dir))
-            task(schema.load(_plain(composed)), Run(folder, sweep, allowed, overrides))
+            said = settings.overrides.task if resumed is None else resumed.overrides
+            overrides = (*flags, *(text.removeprefix("++") for text in said))
+            folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
+            config = resumed.config if resumed else _plain(composed)
+            task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)
@@ -123,16 +132,55 @@ def _job(
     return job
 
 
+def _find_resumed(
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    check: Callable[[dict[str, Any]], list[str]],
+) -> resume.Saved | None:
+    """The run that this command line goes on with, and the config to go on with; None for a new run.
+
+    Raises:
+        MlopsError: it asks for another config than that run's, or there is no such run.
+    """
+    if arguments.multirun:
+        if any(text.lstrip("+").startswith("resume=") for text in overrides):
+            raise MlopsError("resume: --multirun starts many runs; go on with one of them at a time")
+        return None
+    compose = _composer(arguments, folders)
+    composed = compose(list(overrides))
+    if isinstance(composed, str) or composed["resume"] is None:
+        return None
+
+    def explicit_keys(text: str) -> list[str]:
+        override = OverridesParser.create().parse_override(text)
+        key = override.key_or_group
+        if not _is_group(override, folders):
+            return [] if key.split(".")[0] == "hydra" else resume.settings_of(_at(composed, key), key)
+        without = compose([other for other in overrides if other != text])
+        own = resume.settings_of(composed[key], key) if key in composed else []
+        if isinstance(without, str):
+            return own
+        both = dict.fromkeys([*resume.settings_of(composed), *resume.settings_of(without)])
+        return [*own, *(name for name in both if name not in own and _at(composed, name) != _at(without, name))]
+
+    folder = resume.find_run(composed["resume"], Path(composed["paths"]["outputs"]))
+    saved = resume.read_saved(folder)
+    merged = resume.merge(saved, overrides, composed, explicit_keys)
+    if problems := check(merged):
+        raise MlopsError([f"{folder}: {problem}" for problem in problems])
+    return resume.Saved(folder, merged, saved.overrides)
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def _shorten(folder: Path) -> Path:
     """Relative to here where that is shorter: people copy it from the screen."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _terminate(_signum: int, _frame: FrameType | None) -> None:
-    # Unwinds the stack, so that temporary files go, workers end and the tracker hears of it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    log.warning("SIGTERM: stopping")
-    raise SystemExit(143)
 
 
 def _register() -> None:

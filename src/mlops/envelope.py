@@ -121,6 +121,23 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+def check_stored(path: Path) -> None:
+    """Refuse a file of plain weights whose ZIP, if it is one, holds compressed entries: torch would unpack them.
+
+    Raises:
+        MlopsError: it does.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (OSError, *_UNREADABLE):
+        return  # no ZIP: the reader of the weights says what it is
+    if packed := [
+        e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size > e.compress_size
+    ]:
+        raise MlopsError(f"{path}: its ZIP entry {packed[0]} is compressed, and torch.save compresses none")
+
+
 def _look_into(file: BinaryIO, path: Path) -> Envelope:
     try:
         with zipfile.ZipFile(file) as archive:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlops.errors import printable
+from mlops.stopping import check
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -36,11 +37,11 @@ class ConsoleHandler(logging.Handler):
 class Bar:
     """Progress of one piece of work, counted in `unit`."""
 
-    def __init__(self, title: str, total: int, unit: str, display: Progress | None) -> None:
+    def __init__(self, title: str, total: int, unit: str, display: Progress | None, done: int = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
         self._display = display
-        self._task = display.add_task(title, total=total, text="") if display else None
-        self._done = 0
+        self._task = display.add_task(title, total=total, completed=done, text="") if display else None
+        self._done = self._before = done
         self._started = self._said = time.monotonic()
 
     def advance(self, count: int, text: Callable[[], str] = str, title: str | None = None) -> None:
@@ -49,13 +50,14 @@ class Bar:
         `text` is called, for what stands behind the rate, only when something is shown: a loss is fetched from the
         device a few times a second, not at every step.
         """
+        check()
         self._done += count
         self.title = title or self.title
         now = time.monotonic()
         if now - self._said < (SECONDS_BETWEEN_LINES if self._display is None else SECONDS_BETWEEN_FRAMES):
             return
         self._said = now
-        rate = self._done / max(now - self._started, 1e-9)
+        rate = (self._done - self._before) / max(now - self._started, 1e-9)
         line = f"{rate:,.0f} {self.unit}/s  {text()}".rstrip()
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=self._done, description=self.title, text=line)
@@ -65,10 +67,13 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int, unit: str = "images") -> Iterator[Bar]:
-    """A bar that goes away when the work is done; what should stay is said through the log."""
+def bar(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Bar]:
+    """A bar that goes away when the work is done; what should stay is said through the log.
+
+    `done` of `total` are behind us when it begins. Each advance is a place where a signal may stop the work.
+    """
     if not console.is_terminal:
-        yield Bar(title, total, unit, None)
+        yield Bar(title, total, unit, None, done)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -78,4 +83,4 @@ def bar(title: str, total: int, unit: str = "images") -> Iterator[Bar]:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, transient=True) as display:
-        yield Bar(title, total, unit, display)
+        yield Bar(title, total, unit, display, done)

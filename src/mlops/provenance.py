@@ -1,20 +1,26 @@
 """Which code and which machine: what a checkpoint remembers of the place it was made in."""
 
 import hashlib
+import logging
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlops
+from mlops.errors import MlopsError
+
+log = logging.getLogger(__name__)
 
 
 def describe_code() -> dict[str, Any]:
     """The package's version and, in a git checkout, the commit, whether the tree is changed, and the diff's hash."""
     folder = Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
-    diff = _git(folder, "diff", "HEAD") if commit else None
     changed = _git(folder, "status", "--porcelain") if commit else None
+    # The list names the new files, which a diff leaves out.
+    diff = f"{changed}{_git(folder, 'diff', 'HEAD')}" if changed else None
     return {
         "version": mlops.__version__,
         "commit": commit.strip() if commit else None,
@@ -42,6 +48,28 @@ def describe_environment(device: str, threads: int, precision: str) -> dict[str,
         "threads": threads,
         "precision": precision,
     }
+
+
+def check_clean(code: Mapping[str, Any], required: bool) -> None:
+    """Warn of uncommitted changes; where a clean tree is `required`, refuse them, and a tree that git does not know.
+
+    Raises:
+        MlopsError: the tree is not clean although it is required to be.
+    """
+    if required and code["dirty"] is not False:
+        reason = "the git tree has uncommitted changes" if code["dirty"] else "the code is in no git tree"
+        raise MlopsError(f"training.require_clean=true: {reason}; commit them, or set it to false")
+    if code["dirty"]:
+        log.warning(
+            "the git tree has uncommitted changes: the checkpoint keeps the commit and the changes' hash, from which "
+            "nobody can get them back; commit first, or see training.require_clean"
+        )
+
+
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`torch 2.14.0 -> 2.15.0`: what two plain descriptions do not agree in, a line each."""
+    keys = [*before, *(key for key in now if key not in before)]
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -31,7 +31,7 @@ _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 # What two files may differ in and still be the same: when they were written, in which words the config was asked for,
 # and the digest that covers both.
 _NOT_COMPARED = ("created", "overrides", "digest", "format")
-_MISSING = object()
+MISSING = object()
 
 
 def show_story(path: Path, story: Story) -> None:
@@ -78,7 +78,7 @@ def config_as_yaml(story: Story) -> str:
 
 
 def differences(first: Story, second: Story) -> dict[str, dict[str, tuple[Any, ...]]]:
-    """What differs between two checkpoints: section -> key -> the two values, `None` where one has none.
+    """What differs between two checkpoints: section -> key -> the two values, `MISSING` where one has none.
 
     Everything that they tell is compared but `created` and `overrides`: config, classes, input, data, code,
     environment, start weights, metrics, and by their digests the weights.
@@ -86,12 +86,23 @@ def differences(first: Story, second: Story) -> dict[str, dict[str, tuple[Any, .
     names = [*first, *(name for name in second if name not in first)]
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
     for name in (name for name in names if name not in _NOT_COMPARED):
-        one, other = first.get(name, _MISSING), second.get(name, _MISSING)
-        if one is _MISSING or other is _MISSING or not contract.same(one, other):
+        one, other = first.get(name, MISSING), second.get(name, MISSING)
+        if one is MISSING or other is MISSING or not contract.same(one, other):
             section, rows = _compare(name, one, other)
             found.setdefault(section, {}).update(rows)
     order = {section: place for place, section in enumerate(_SECTIONS)}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def plain(found: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Differences as JSON has them: `{"a": ..., "b": ...}` for each key, without the one that has none."""
+    return {
+        section: {
+            key: {name: value for name, value in zip("ab", values, strict=True) if value is not MISSING}
+            for key, values in rows.items()
+        }
+        for section, rows in found.items()
+    }
 
 
 def show_differences(first: Path, second: Path, found: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> None:
@@ -136,18 +147,18 @@ def _compare(name: str, one: Any, other: Any) -> tuple[str, dict[str, tuple[Any,
         left, right = dict(_leaves(one)), dict(_leaves(other))
         keys = [*left, *(key for key in right if key not in left)]
         return section, {
-            key: (left.get(key), right.get(key))
+            key: (left.get(key, MISSING), right.get(key, MISSING))
             for key in keys
             if key not in left or key not in right or not contract.same(left[key], right[key])
         }
-    return section, {name: (None if one is _MISSING else one, None if other is _MISSING else other)}
+    return section, {name: (one, other)}
 
 
 def _arrow(key: str, one: Any, other: Any) -> str:
     if key.endswith("first that differs"):
         return f"epoch {one}"
     if "digest" in key or "sha256" in key or key == "commit":
-        one, other = (value and str(value)[:12] for value in (one, other))
+        one, other = (value[:12] if isinstance(value, str) else value for value in (one, other))
     if isinstance(one, list) and isinstance(other, list) and len(one) > 3:
         gone, come = [shown(v) for v in one if v not in other], [shown(v) for v in other if v not in one]
         return f"{len(one)} -> {len(other)}{_named('without', gone)}{_named('with', come)}" if gone or come else "order"
@@ -159,6 +170,8 @@ def _named(word: str, names: list[str]) -> str:
 
 
 def _brief(value: Any) -> str:
+    if value is MISSING:
+        return "(none)"
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 

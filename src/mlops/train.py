@@ -4,6 +4,7 @@ Imports wait until they are needed: a typo is answered before torch is there, an
 which import this module when they start, stay light.
 """
 
+import copy
 import dataclasses
 import logging
 import shutil
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops import config as schema
-from mlops import targets
+from mlops import stopping, targets
 from mlops.config import Config
 from mlops.errors import MlopsError
-from mlops.files import atomic, writing_to
+from mlops.files import atomic, only_one, writing_to
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
+    from mlops.data.batches import Batch
     from mlops.entrypoint import Run
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.evaluation.scores import overall_metrics
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
+    from mlops.provenance import check_clean, describe_code, describe_environment
     from mlops.tracking import Tracker
     from mlops.training.average import follow
     from mlops.training.device import compile_model, pick_autocast, pick_device
@@ -49,21 +54,31 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.training.loop import Metrics, fit, make_step
     from mlops.training.loss import build_loss
     from mlops.training.profile import profiling
-    from mlops.training.record import best_epoch, describe_epoch, describe_run
+    from mlops.training.record import continue_story, describe_run
+    from mlops.training.saves import BEST, LAST, Saves
     from mlops.training.schedule import build_schedule
     from mlops.training.start import load_start, read_start
 
     settings, seed, size = config.training, config.seed, config.data.image_size
+    last = run.folder / LAST
+    saved = checkpoint.read(last) if run.resumed and last.exists() else None
+    if saved and saved.metadata["resume"]["finished"]:
+        log.info(f"{run.folder}: this run has finished; there is nothing to go on with")
+        return
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     device = pick_device(settings.device)
-    precision, autocast, scaler = pick_autocast(settings.precision, device)
+    wanted = saved.metadata["environment"]["precision"] if saved else settings.precision
+    precision, autocast, scaler = pick_autocast(wanted, device)
+    code = describe_code()
+    check_clean(code, settings.require_clean)
+    environment = describe_environment(str(device), torch.get_num_threads(), precision)
 
     index = build_index(config.data)
     classes = index.classes
     if problems := check_model(config.model, run.allowed, num_classes=len(classes), image_size=size):
         raise MlopsError(problems)
-    # Before any image is decoded: start weights may not be there, or not fit.
-    start = read_start(config.model, run.allowed)
+    # Before any image is decoded: start weights may not be there, or not fit. A run that goes on has its own.
+    start = read_start(config.model, run.allowed) if saved is None else None
     model = build_model(
         config.model,
         run.allowed,
@@ -77,8 +92,10 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     model.to(device)
     data = prepare(index, Path(config.paths.processed))
 
-    # Start weights expect pixels scaled as those that they were trained on.
-    mean, std = (start and start.mean) or data.manifest["mean"], (start and start.std) or data.manifest["std"]
+    story = describe_run(config, data, overrides=run.overrides, code=code, environment=environment, start=start)
+    if saved:
+        story = continue_story(story, saved.metadata)
+    mean, std = story["input"]["mean"], story["input"]["std"]
     overfit, limit = settings.overfit_batches, settings.overfit_batches or settings.limit_batches
     train_limit, evaluation_limit = (
         (limit * settings.batch_size, limit * evaluation_batch(size, size)) if limit else (None, None)
@@ -97,10 +114,13 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     # What is evaluated and kept: the network, or the moving average of its weights.
     kept, after_update = follow(model, settings.ema)
+    optimizer = targets.build(settings.optimizer, "training.optimizer", run.allowed, model.parameters())
+    schedule = build_schedule(settings.schedule, settings.epochs * steps)
+    highest = optimizer.param_groups[0]["lr"]
     step = make_step(
         forward=compile_model(model) if settings.compile else model,
-        optimizer=targets.build(settings.optimizer, "training.optimizer", run.allowed, model.parameters()),
-        schedule=build_schedule(settings.schedule, settings.epochs * steps),
+        optimizer=optimizer,
+        schedule=schedule,
         loss_function=build_loss(
             data.manifest["counts"]["train"],
             class_weights=settings.class_weights,
@@ -117,84 +137,114 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         seed=seed,
     )
     augment = build_augment(config.augment, len(classes))
-    story = describe_run(
-        config,
-        data,
-        overrides=run.overrides,
-        start=start.describe() if start else None,
-        mean=mean,
-        std=std,
-        device=str(device),
-        threads=torch.get_num_threads(),
-        precision=precision,
-    )
     latest = Path(config.paths.models) / "latest" / "best_model.pth"
     promoted = config.promote and not run.sweep
     if promoted:
         # A folder that cannot be written is said now, not after the training.
         with writing_to(latest.parent):
             latest.parent.mkdir(parents=True, exist_ok=True)
-    path, history = run.folder / "best_model.pth", list[Metrics]()
 
-    def best() -> Metrics:
-        return best_epoch(history, settings.monitor)
+    def learning_rate(epoch: int, position: int) -> float:
+        return float(highest * schedule(epoch * steps + position))
+
+    saves = Saves(
+        run.folder,
+        story,
+        monitor=settings.monitor,
+        steps_per_epoch=steps,
+        model=model,
+        kept=kept,
+        optimizer=optimizer,
+        scaler=scaler,
+        learning_rate=learning_rate,
+        after_save=lambda _: None,
+    )
+    if saved:
+        saves.restore(saved)
+        log.info(f"going on in {run.folder} after epoch {saves.position.epoch}, step {saves.position.step} of {steps}")
+    position, before = saves.position, (saves.position.epoch * steps + saves.position.step) * in_batch
 
     def out_of_patience() -> bool:
-        # A frozen backbone has not had its turn yet.
-        waited = history[-1]["epoch"] - max(best()["epoch"], settings.freeze_epochs)
-        if settings.patience is None or waited < settings.patience:
+        if settings.patience is None or not saves.history:
             return False
-        log.info(f"{settings.monitor} is no better for {settings.patience} epochs (training.patience): stopping")
-        return True
+        # A frozen backbone has not had its turn yet.
+        waited = saves.history[-1]["epoch"] - max(saves.best["epoch"], settings.freeze_epochs)
+        if waited >= settings.patience:
+            log.info(f"{settings.monitor} is no better for {settings.patience} epochs (training.patience): stopping")
+        return waited >= settings.patience
 
     with (
+        only_one(run.folder),
         Tracker(config.tracking, run.folder, dataclasses.asdict(config), settings.monitor) as tracker,
-        bar("training", images) as progress,
+        bar("training", images, done=before) as progress,
         profiling(settings.profile, run.folder / "profile", device) as profiler,
     ):
+        saves.tracker_id = tracker.run_id
 
-        def after_step(epoch: int, count: int, loss: "Tensor") -> None:
-            progress.advance(count, lambda: f"loss {float(loss):.3f}", f"epoch {epoch + 1}/{settings.epochs}")
+        def save_if_asked_to_stop() -> None:
+            if stopping.heard():
+                saves.save_last()
+                stopping.check()
+
+        def after_step(count: int, loss: "Tensor") -> None:
+            if settings.save_every and (position.epoch * steps + position.step) % settings.save_every == 0:
+                saves.save_last()
+            save_if_asked_to_stop()
+            progress.advance(count, lambda: f"loss {float(loss):.3f}", f"epoch {position.epoch + 1}/{settings.epochs}")
+
+        def evaluate() -> Metrics:
+            def watched() -> "Iterator[Batch]":
+                for batch in batches["val"].evaluation():
+                    save_if_asked_to_stop()
+                    yield batch
+
+            return evaluate_split(kept, watched(), "val", len(classes))
 
         def after_epoch(metrics: Metrics) -> None:
-            history.append(metrics)
-            tracker.log_epoch(metrics, best())
-            if best() is metrics:
-                checkpoint.save(path, kept.state_dict(), story | describe_epoch(metrics, history, steps))
-            log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best() is metrics else ""))
+            best = saves.end_epoch(metrics)
+            tracker.log_epoch(metrics, saves.best)
+            saves.save_last()
+            log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best else ""))
+            save_if_asked_to_stop()
 
         log.info(
             f"training {config.model['_target_']} on {len(batches['train']):,} images of {len(classes)} classes, "
             f"{device} with {torch.get_num_threads()} threads, {precision}, in {run.folder}"
         )
         started = time.monotonic()
-        fit(
-            epochs=settings.epochs,
-            batches=lambda epoch: profiler.batches(
-                batches["train"].training(epoch, settings.batch_size, seed, augment)
-            ),
-            step=profiler.step(step),
-            evaluate=lambda: evaluate_split(kept, batches["val"].evaluation(), "val", len(classes)),
-            after_step=after_step,
-            after_epoch=after_epoch,
-            stop=out_of_patience,
-            num_classes=len(classes),
-        )
+        with stopping.deferred():
+            if saved is None:
+                # From here on there is something to go on from.
+                saves.save_last()
+            fit(
+                position,
+                epochs=settings.epochs,
+                batches=lambda epoch, first: profiler.batches(
+                    batches["train"].training(epoch, settings.batch_size, seed, augment, first)
+                ),
+                step=profiler.step(step),
+                learning_rate=learning_rate,
+                evaluate=evaluate,
+                after_step=after_step,
+                after_epoch=after_epoch,
+                stop=out_of_patience,
+                num_classes=len(classes),
+            )
         seconds = time.monotonic() - started
-        if settings.overfit_batches and (loss := history[-1]["val_loss"]) > OVERFITTED_LOSS:
+        if settings.overfit_batches and (loss := saves.history[-1]["val_loss"]) > OVERFITTED_LOSS:
             raise MlopsError(
                 f"training.overfit_batches={settings.overfit_batches}: the loss is still {loss:.3f} after "
-                f"{len(history)} epochs; the network, its learning rate or the labels have a fault"
+                f"{len(saves.history)} epochs; the network, its learning rate or the labels have a fault"
             )
 
         # Read back, so that what is scored is what was kept.
-        kept.load_state_dict(checkpoint.read(path).state_dict)
-        temperature = fit_temperature(*predict_split(kept, batches["val"].evaluation()))
-        tested = evaluate_prepared(kept, data, "test", batches["test"])
+        best_model = copy.deepcopy(kept)
+        best_model.load_state_dict(checkpoint.read(run.folder / BEST).state_dict)
+        temperature = fit_temperature(*predict_split(best_model, batches["val"].evaluation()))
+        tested = evaluate_prepared(best_model, data, "test", batches["test"])
         scores = tested.scores(classes, temperature)
-        final = best() | overall_metrics(scores)
-        story |= describe_epoch(final, history, steps) | {"temperature": temperature}
-        checkpoint.save(path, kept.state_dict(), story)
+        final = saves.best | overall_metrics(scores)
+        story, path = saves.finish(final, temperature), run.folder / BEST
         if promoted:
             # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
             with atomic(latest) as temporary:
@@ -207,9 +257,10 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         tracker.log_summary(final)
         tracker.log_pictures(pictures | {"index": report / "index.html"})
         tracker.log_checkpoint(path, checkpoint.read_metadata(path))
+        saves.save_last(finished=True)
 
-    images = images * len(history) // settings.epochs
-    log.info(f"trained {images:,} images in {seconds:.1f} s, {images / seconds:,.0f} images/s")
+    trained = len(saves.history) * steps * in_batch - before
+    log.info(f"trained {trained:,} images in {seconds:.1f} s, {trained / seconds:,.0f} images/s")
     tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)
 
 

@@ -14,7 +14,7 @@ def network() -> nn.Module:
 def test_without_a_decay_the_network_itself_is_kept():
     model = network()
     kept, after_update = follow(model, 0.0)
-    after_update()
+    after_update(0)
     assert kept is model
 
 
@@ -28,7 +28,7 @@ def test_the_average_is_the_one_computed_by_hand():
             weight.fill_(float(step))
             mean.fill_(float(-step))
             seen.fill_(step)
-        after_update()
+        after_update(step)
         decay = min(0.5, (1 + step) / (10 + step))
         if expected_weight is None:
             expected_weight, expected_mean = float(step), float(-step)
@@ -44,7 +44,7 @@ def test_the_average_has_the_names_of_the_network_and_leaves_it_alone():
     model = network()
     before = copy.deepcopy(model.state_dict())
     kept, after_update = follow(model, 0.9)
-    after_update()
-    after_update()
+    after_update(0)
+    after_update(1)
     assert list(kept.state_dict()) == list(model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

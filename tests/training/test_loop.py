@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlops.data.batches import Batch
 from mlops.errors import MlopsError
 from mlops.training.device import compile_model, pick_autocast, pick_device
-from mlops.training.loop import Metrics, fit, make_step
+from mlops.training.loop import Metrics, Position, Step, fit, make_step
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def stepper(model: nn.Module, precision: str = "fp32", **changes: Any):
         "autocast": autocast,
         "scaler": scaler,
         "set_mode": lambda _: model.train(),
-        "after_update": lambda: None,
+        "after_update": lambda _: None,
         "accumulate": 1,
         "clip_norm": None,
         "seed": 0,
@@ -125,16 +125,18 @@ def test_the_stop_test_ends_the_run_after_an_epoch():
     assert len(run(stepper(network())[1], epochs=30, stop_after=4)) == 4
 
 
-def run(step, epochs: int = 2, stop_after: int | None = None) -> list[Metrics]:
+def run(step: Step, epochs: int = 2, stop_after: int | None = None, position: Position | None = None) -> list[Metrics]:
     history: list[Metrics] = []
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        return (batch(3 * epoch + position) for position in range(3))
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        return (batch(3 * epoch + place) for place in range(first, 3))
 
     fit(
+        position or Position(),
         epochs=epochs,
         batches=batches,
         step=step,
+        learning_rate=lambda epoch, step: 0.1 / (1 + 3 * epoch + step),
         evaluate=lambda: {"val_loss": 0.5},
         after_step=lambda *_: None,
         after_epoch=history.append,
@@ -159,12 +161,33 @@ def test_each_epoch_hands_on_its_metrics_under_the_promised_keys():
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step():
+def test_from_a_position_the_rest_is_trained_and_counted_into_its_epoch():
+    seen: list[int] = []
+
+    def step(batch: Batch) -> tuple[Tensor, Tensor]:
+        seen.append(batch.step)
+        return torch.tensor(float(batch.step)), torch.zeros(8, 2)
+
+    position = Position(1, [torch.tensor(9.0)], [torch.ones(8, dtype=torch.long)], [torch.ones(8, dtype=torch.long)])
+    (epoch,) = run(step, position=position)
+    assert seen == [4, 5]
+    assert epoch["epoch"] == 2
+    assert epoch["train_loss"] == pytest.approx((9 + 4 + 5) / 3)
+    assert (position.epoch, position.step) == (2, 0)
+
+
+def test_at_its_end_nothing_is_trained_any_more():
+    assert run(stepper(network())[1], position=Position(2)) == []
+    assert run(stepper(network())[1], stop_after=0) == []
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_epoch_step_and_learning_rate():
     def step(batch: Batch) -> tuple[Tensor, Tensor]:
         return torch.tensor(float("nan") if batch.step == 4 else 1.0), torch.zeros(8, 2)
 
     with pytest.raises(
-        MlopsError, match=r"epoch 2, step 2 of 3: the loss is nan; try a smaller training\.optimizer\.lr"
+        MlopsError,
+        match=r"epoch 2, step 2: the loss is nan at a learning rate of 0\.02; try a smaller training\.optimizer",
     ):
         run(step)
 
@@ -173,9 +196,11 @@ def test_a_validation_metric_that_is_not_finite_stops_before_the_epoch_is_kept()
     kept: list[Metrics] = []
     with pytest.raises(MlopsError, match="epoch 1: val_loss is nan after its last step; try a smaller"):
         fit(
+            Position(),
             epochs=1,
-            batches=lambda _: [batch()],
+            batches=lambda *_: [batch()],
             step=stepper(network())[1],
+            learning_rate=lambda *_: 0.1,
             evaluate=lambda: {"val_loss": float("nan")},
             after_step=lambda *_: None,
             after_epoch=kept.append,

@@ -101,15 +101,15 @@ class Batches:
         """Batches in an epoch of training: whole ones, or the only one."""
         return max(1, len(self) // batch_size)
 
-    def training(self, epoch: int, batch_size: int, seed: int, augment: Augment) -> Iterator[Batch]:
-        """The batches of epoch 0, 1, ...: shuffled, augmented.
+    def training(self, epoch: int, batch_size: int, seed: int, augment: Augment, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch 0, 1, ... from position `first` on: shuffled, augmented.
 
         The last images of an epoch that do not fill a batch wait for the next epoch's order: batch norm would be
         upset by a handful.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(key(seed, "order", epoch)))
         steps = self.steps(batch_size)
-        for position in range(steps):
+        for position in range(first, steps):
             step = epoch * steps + position
             images, labels = self._cut(order[position * batch_size : (position + 1) * batch_size])
             generator = torch.Generator().manual_seed(key(seed, "augment", epoch, position))

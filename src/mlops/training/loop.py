@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,44 +15,90 @@ from mlops.evaluation.metrics import epoch_metrics
 from mlops.training.device import Autocast
 from mlops.training.schedule import Schedule
 
-_REMEDY = "try a smaller training.optimizer.lr or training.precision=fp32"
+REMEDY = "try a smaller training.optimizer.lr or training.precision=fp32"
 
 Metrics = dict[str, float]
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
+@dataclass
+class Position:
+    """How far a run is: the epochs behind it, and of the present one the steps that are done.
+
+    Of each step its loss (scalar), the predicted and the true classes (int64 `[N]`), which the epoch's metrics are
+    made from.
+    """
+
+    epoch: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def add(self, loss: Tensor, predictions: Tensor, labels: Tensor) -> None:
+        """One step further."""
+        self.losses.append(loss)
+        self.predictions.append(predictions)
+        self.labels.append(labels)
+
+    def next_epoch(self) -> None:
+        """The first step of the next epoch."""
+        self.epoch += 1
+        self.losses, self.predictions, self.labels = [], [], []
+
+
 def fit(
+    position: Position,
     *,
     epochs: int,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     step: Step,
+    learning_rate: Callable[[int, int], float],
     evaluate: Callable[[], Metrics],
-    after_step: Callable[[int, int, Tensor], None],
+    after_step: Callable[[int, Tensor], None],
     after_epoch: Callable[[Metrics], None],
     stop: Callable[[], bool],
     num_classes: int,
 ) -> None:
-    """Train for `epochs` epochs, or until `stop` says so; after each, hand its metrics to `after_epoch`.
+    """Train from `position` to the end of `epochs` epochs, or until `stop` says so.
+
+    `position` moves along. An epoch's batches and learning rates are asked for by epoch and step, both from 0; its
+    metrics are handed to `after_epoch`.
 
     Raises:
         MlopsError: a loss is not finite; nothing of that epoch was handed on.
     """
-    for epoch in range(epochs):
-        losses, predictions, labels = [], [], []
-        for batch in batches(epoch):
+    while position.epoch < epochs and not stop():
+        for batch in batches(position.epoch, position.step):
             loss, logits = step(batch)
-            after_step(epoch, len(batch.labels), loss)
-            losses.append(loss)
-            predictions.append(logits.argmax(dim=1))
-            labels.append(batch.labels)
-        loss = _finite(torch.stack(losses), epoch)
-        trained = epoch_metrics("train", torch.cat(predictions), torch.cat(labels), loss.mean(), num_classes)
-        metrics = {"epoch": epoch + 1, **trained, **evaluate()}
+            position.add(loss, logits.argmax(dim=1), batch.labels)
+            after_step(len(batch.labels), loss)
+        check_finite(position, learning_rate)
+        predictions, labels = torch.cat(position.predictions), torch.cat(position.labels)
+        trained = epoch_metrics("train", predictions, labels, torch.stack(position.losses).mean(), num_classes)
+        metrics = {"epoch": position.epoch + 1, **trained, **evaluate()}
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            raise MlopsError(f"epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {_REMEDY}")
+            raise MlopsError(f"epoch {position.epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {REMEDY}")
+        position.next_epoch()
         after_epoch(metrics)
-        if stop():
-            break
+
+
+def check_finite(position: Position, learning_rate: Callable[[int, int], float]) -> None:
+    """Whether every loss of the present epoch is a number. Waits for the device, so it is not asked at every step.
+
+    Raises:
+        MlopsError: one is not; it names the first.
+    """
+    bad = (~torch.isfinite(torch.stack(position.losses))).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise MlopsError(
+            f"epoch {position.epoch + 1}, step {first + 1}: the loss is {float(position.losses[first])} at a learning "
+            f"rate of {learning_rate(position.epoch, first):.3g}; {REMEDY}"
+        )
 
 
 def make_step(
@@ -63,7 +110,7 @@ def make_step(
     autocast: Autocast,
     scaler: torch.amp.GradScaler,
     set_mode: Callable[[int], None],
-    after_update: Callable[[], None],
+    after_update: Callable[[int], None],
     accumulate: int,
     clip_norm: float | None,
     seed: int,
@@ -75,7 +122,7 @@ def make_step(
         loss_function: logits and targets to a loss for each image, `[N]`.
         scaler: of fp16 gradients; a disabled one for other precisions.
         set_mode: puts the network into training mode for a step; what is frozen may depend on it.
-        after_update: called when the weights have changed.
+        after_update: called with the step when the weights have changed.
         accumulate: how many parts a batch is computed in. Their gradients add up to the whole batch's.
         clip_norm: the largest norm of all gradients together.
     """
@@ -104,18 +151,7 @@ def make_step(
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        after_update()
+        after_update(batch.step)
         return torch.stack(losses).sum(), torch.cat(logits)
 
     return step
-
-
-def _finite(losses: Tensor, epoch: int) -> Tensor:
-    # Looked at once an epoch: a look at every step would make an accelerator wait for the CPU.
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        position = int(bad[0])
-        raise MlopsError(
-            f"epoch {epoch + 1}, step {position + 1} of {len(losses)}: the loss is {float(losses[position])}; {_REMEDY}"
-        )
-    return losses

@@ -1,14 +1,19 @@
 """What a checkpoint says of the run that made it, in plain values. `docs/checkpoint.md` lists every field."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from mlops.config import Config, goal
 from mlops.data.prepare import Prepared
-from mlops.provenance import describe_code, describe_environment
+from mlops.errors import MlopsError
+from mlops.provenance import describe_differences
 from mlops.training.loop import Metrics
+from mlops.training.start import Start
+
+log = logging.getLogger(__name__)
 
 
 def describe_run(
@@ -16,33 +21,32 @@ def describe_run(
     data: Prepared,
     *,
     overrides: Sequence[str],
-    start: dict[str, str] | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: str,
-    threads: int,
-    precision: str,
+    code: dict[str, Any],
+    environment: dict[str, Any],
+    start: Start | None,
 ) -> dict[str, Any]:
     """All that is known before the first epoch: config, classes, input, start weights, data, code and machine."""
     manifest = data.manifest
     # Resolved, so that the run can be repeated with the same number on a machine with more cores.
-    training = dataclasses.replace(config.training, threads=threads)
+    training = dataclasses.replace(config.training, threads=environment["threads"])
+    # What concerns one start of a run and not the run.
+    config = dataclasses.replace(config, training=training, resume=None)
     return {
-        "config": dataclasses.asdict(dataclasses.replace(config, training=training)),
+        "config": dataclasses.asdict(config),
         "classes": data.classes,
         "input": {
             "height": manifest["image_size"],
             "width": manifest["image_size"],
             "channels": 3,
-            "mean": list(mean),
-            "std": list(std),
+            # Start weights expect pixels scaled as those that they were trained on.
+            "mean": list((start and start.mean) or manifest["mean"]),
+            "std": list((start and start.std) or manifest["std"]),
             "resize": manifest["resize"],
             "filter": manifest["filter"],
             "crop": manifest.get("crop"),
         },
-        "epoch_digests": [],
         "overrides": list(overrides),
-        "start": start,
+        "start": start.describe() if start else None,
         "data": {
             "name": manifest["name"],
             "fingerprint": data.fingerprint,
@@ -50,18 +54,50 @@ def describe_run(
             "split_seed": config.data.split.seed,
             "counts": {split: sum(counts.values()) for split, counts in manifest["counts"].items()},
         },
-        "code": describe_code(),
-        "environment": describe_environment(device, threads, precision),
+        "code": code,
+        "environment": environment,
         "temperature": None,
         "reference": None,
     }
 
 
+def continue_story(now: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The story of a run that goes on: what `saved` (a last.pth) says, and, where this is other code or another
+    machine, that too; `now` is what `describe_run` finds. Both are named before the first step.
+
+    Raises:
+        MlopsError: the data is not the one that the run was started with.
+    """
+    changed = describe_differences(saved["data"], now["data"])
+    changed = [line for line in changed if not line.startswith(("name ", "dvc_md5 "))]
+    if changed:
+        raise MlopsError(
+            [
+                f"data: {line}: it has changed since the run was started; bring it back, or start a new run"
+                for line in changed
+            ]
+        )
+    story = {key: saved[key] for key in now}
+    places = [*saved.get("resumed", [])]
+    before = places[-1] if places else saved
+    differences = [
+        *describe_differences(before["environment"], now["environment"]),
+        *(f"code {line}" for line in describe_differences(before["code"], now["code"])),
+    ]
+    if differences:
+        log.warning(
+            f"the run goes on elsewhere than it was: {', '.join(differences)}; its weights may differ in their last "
+            "bits from those of a run that was never stopped"
+        )
+        places.append({"step": saved["step"], "code": now["code"], "environment": now["environment"]})
+    return story | ({"resumed": places} if places else {})
+
+
 def describe_epoch(metrics: Metrics, history: Sequence[Metrics], steps_per_epoch: int) -> dict[str, Any]:
-    """What is known of the epoch whose weights are kept."""
-    epoch = int(metrics["epoch"])
+    """What is known of the epoch whose weights are kept; before the first, `metrics` are empty."""
+    epoch = int(metrics["epoch"]) if metrics else 0
     return {
-        "metrics": metrics,
+        "metrics": dict(metrics),
         "history": list(history),
         "epoch": epoch,
         "step": epoch * steps_per_epoch,

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from mlops import checkpoint, targets
+from mlops import checkpoint, envelope, targets
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.models.build import find_head
 from mlops.targets import Target
@@ -257,9 +257,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
             loaded: Any = load_file(path)
         else:
+            envelope.check_stored(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise MlopsError(f"model.weights={path}: needs safetensors; pip install safetensors") from error
+    except MlopsError:
+        raise
     except Exception as error:  # on bytes that are no weights, the readers raise nearly anything
         raise _no_weights(path) from error
     for key in ("state_dict", "model"):  # how most trainers wrap them
