@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -107,6 +107,7 @@ def test_any_text_stays_that_text(text: str):
     assert as_printed({text or "x": [text]}) == {text or "x": [text]}
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -125,14 +126,14 @@ def test_a_config_is_printed_as_one_that_trains_the_same_again(
     workplace: Path, pictures: Path, hydra_command: Command, mlops_command: Command
 ):
     strange = ["tracking.project='\\${oc.env:HOME}'", "tracking.entity='1e-5'", "data.name=null", "data.group='^[^_]+'"]
-    settings = [
+    words = [
         *QUICK,
         f"data.root={pictures}",
         *strange,
         "training.patience=null",
         "training.optimizer.betas=[0.8,0.9]",
     ]
-    assert hydra_command("train", *settings).code == 0
+    assert hydra_command("train", *words).code == 0
     first = checkpoint.read_metadata(Path(LATEST))
     assert first["config"]["tracking"]["project"] == "${oc.env:HOME}"
     Path("mine").mkdir()

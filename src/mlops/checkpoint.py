@@ -71,7 +71,9 @@ def save(
     taken = set[int]()
     weights = {name: _own(name, tensor, taken) for name, tensor in state_dict.items()}
     more = {name: _own(name, tensor, taken) for name, tensor in (resume_tensors or {}).items()}
-    plain = {"format": FORMAT, **metadata, "weights_digest": tensors_digest(weights)}
+    # What was read from another file may bring that one's.
+    plain = {key: value for key, value in metadata.items() if key not in ("digest", "resume_digest")}
+    plain |= {"format": FORMAT, "weights_digest": tensors_digest(weights)}
     if more or "resume" in metadata:
         plain["resume_digest"] = tensors_digest(more)
     plain["digest"] = digest(plain)

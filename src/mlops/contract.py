@@ -168,6 +168,8 @@ def _config(config: Mapping[str, Any]) -> Iterator[str]:
     model = config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("_target_"), str):
         yield "config.model: must be a mapping with the name of a network as _target_"
+    elif targets.mismatch(config.get("training", {}), _Mapping) is None and "epochs" not in config.get("training", {}):
+        yield "config.training.epochs: is missing"
     yield from (
         f"config.{name}: must be a mapping"
         for name in ("data", "training")
@@ -186,5 +188,6 @@ def _epochs(metadata: Mapping[str, Any], adopted: bool) -> Iterator[str]:
             for name, value in epoch.items()
             if targets.mismatch(value, float)
         )
-        if not adopted and (missing := [name for name in wanted if name not in epoch]):
+        tested = ["test_F1"] if "test_Accuracy" in epoch else []
+        if not adopted and (missing := [name for name in (*wanted, *tested) if name not in epoch]):
             yield f"{where}: lacks {', '.join(missing)}"
