@@ -86,6 +86,12 @@ def reproduce(c, checkpoint=LATEST, epochs=None):
     _become("-m", "mlops.cli", "reproduce", checkpoint, *(["--epochs", str(epochs)] if epochs else []))
 
 
+@task(positional=["first", "second"], help={"first": "a checkpoint", "second": "another one"})
+def diff(c, first, second):
+    """Show what differs between two checkpoints: config, data, code, machine, metrics, weights."""
+    _become("-m", "mlops.cli", "diff", first, second)
+
+
 @task
 def test(c):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""

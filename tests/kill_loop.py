@@ -13,21 +13,23 @@ from pathlib import Path
 
 import torch
 
-from mlops import checkpoint, config
+from mlops import checkpoint
 from mlops.errors import MlopsError
+from samples import story
 
 NAMES = ("best_model.pth", "last.pth")
 
 
 def save_for_ever(folder: Path) -> None:
     """Save both files, each time with other weights."""
-    story = {"config": config.defaults(), "classes": ["a", "b"], "history": [{"epoch": 1.0}] * 50}
+    told = story()
+    told["history"] *= 50
     number = 0
     while True:
         number += 1
         weights = {f"layer{index}": torch.full((64, 1024), float(number)) for index in range(4)}
         for name in NAMES:
-            checkpoint.save(folder / name, weights, story | {"step": number})
+            checkpoint.save(folder / name, weights, told | {"step": number})
 
 
 def main(folder: Path, count: int) -> None:

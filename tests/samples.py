@@ -2,8 +2,11 @@
 
 import io
 import sys
+import zipfile
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,3 +67,62 @@ QUICK = (
     "tracking=off",
     *ON_CPU,
 )
+
+
+def story(**changes: Any) -> dict[str, Any]:
+    """All that a checkpoint of a small SignNet tells, as it is handed to `checkpoint.save`."""
+    from mlops import config
+
+    values = config.defaults()
+    values["model"] = {"_target_": "mlops.models.SignNet", "width": 8}
+    values["training"]["optimizer"] = {"_target_": "torch.optim.AdamW", "lr": 0.01}
+    epoch = {"epoch": 1, "train_loss": 1.5, "train_Accuracy": 0.25, "train_F1": 0.2}
+    epoch |= {"val_loss": 1.25, "val_Accuracy": 1 / 3, "val_F1": 0.3}
+    return {
+        "config": values,
+        "classes": ["cat", "dög"],
+        "input": {
+            "height": 16,
+            "width": 16,
+            "channels": 3,
+            "mean": [0.1] * 3,
+            "std": [0.2] * 3,
+            "resize": "squash",
+            "filter": "bilinear",
+            "crop": None,
+        },
+        "metrics": epoch,
+        "history": [epoch],
+        "epoch": 1,
+        "step": 7,
+        "epoch_digests": [],
+        "start": None,
+        "data": {
+            "name": "pets",
+            "fingerprint": "0123456789abcdef",
+            "dvc_md5": None,
+            "split_seed": 0,
+            "counts": {"train": 80, "val": 10, "test": 10},
+        },
+        "code": {"version": "0.1.0", "commit": None, "dirty": None, "diff_sha256": None},
+        "environment": {
+            **dict.fromkeys(("python", "torch", "torchvision", "numpy", "pillow", "platform", "cpu_capability"), "1"),
+            **{"device": "cpu", "threads": 1, "precision": "fp32"},
+        },
+        "created": "2026-11-21T06:30:00+00:00",
+        "overrides": ["model.width=8"],
+        "temperature": None,
+        "reference": None,
+        **changes,
+    }
+
+
+def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], **options: Any) -> Path:
+    """Write a ZIP anew with entries changed: `change(name, data)` gives the new data, or None to leave one out."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, change(name, archive.read(name))) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in entries:
+            if data is not None:
+                archive.writestr(name, data)
+    return path

@@ -10,12 +10,12 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"errors", "files", "image", "progress", "stopping", "deadline", "gcs", "storage"},
+    {"envelope", "errors", "files", "geometry", "image", "progress", "stopping", "deadline", "gcs", "storage"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
-    {"checkpoint", "mirror", "mirrored", "training", "evaluation", "adoption"},
+    {"contract", "story", "checkpoint", "mirror", "mirrored", "training", "evaluation", "adoption"},
     {"resume", "reproduce", "entrypoint", "preprocess", "train", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -292,7 +292,7 @@ def test_a_checkpoint_with_an_impossible_temperature_is_refused(
     file = with_temperature(trained, tmp_path / "t.pth", 0.0)
     done = mlops(command[0], file, *command[1:])
     assert done.code == 2
-    assert done.errors == ["checkpoint: temperature=0.0: must be a number above 0; train again"]
+    assert done.errors == [f"{file}: temperature=0.0: must be above 0"]
 
 
 def test_a_report_is_written_beside_the_checkpoint_and_is_that_of_the_run(mlops: Command, trained: Path):
@@ -377,7 +377,7 @@ def test_other_data_in_its_place_is_a_page_without_scores(mlops: Command, traine
 
 def test_a_checkpoint_whose_training_did_not_end_has_a_report(mlops: Command, trained: Path, tmp_path: Path):
     loaded = checkpoint.read(trained / LATEST)
-    story = {key: value for key, value in loaded.metadata.items() if key not in ("digest", "overrides")}
+    story = {key: value for key, value in loaded.metadata.items() if key != "digest"}
     story["metrics"] = {key: value for key, value in story["metrics"].items() if not key.startswith("test_")}
     checkpoint.save(tmp_path / "cut.pth", loaded.state_dict, story | {"temperature": None})
     assert mlops("report", tmp_path / "cut.pth").code == 0

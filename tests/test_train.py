@@ -83,7 +83,7 @@ def test_a_run_leaves_what_the_contract_says(pictures: Path, workplace: Path, hy
             "start",
             "data",
         ),
-        *("code", "environment", "created", "temperature", "reference", "digest", "overrides"),
+        *("code", "environment", "created", "temperature", "reference", "weights_digest", "digest", "overrides"),
     }
     assert 0.1 <= story["temperature"] <= 10
     assert story["overrides"] == [*QUICK, f"data.root={pictures}", "model.dropout=0.1"]

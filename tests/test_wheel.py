@@ -81,6 +81,23 @@ def test_the_wheel_trains_a_users_own_network_from_another_folder(
         [*evaluate, "--allow", "theirnet.Pooled"], cwd=work, env=environment, capture_output=True, text=True, check=True
     )
     assert json.loads(scored.stdout)["n"] == 362
+    # From the file alone, with nothing of this repository or of theirs around it.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words in (
+        ["info", str(file.absolute())],
+        ["predict", str(file.absolute()), str(empty), "--allow", "theirnet.Pooled"],
+    ):
+        done = subprocess.run(
+            [str(programs / "mlops"), *words],
+            cwd=empty,
+            env=environment | {"PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(work)])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == (0 if words[0] == "info" else 2), done.stderr
+        assert words[0] == "info" or done.stderr == f"error: {empty}: folder without images\n"
 
     wrong = train("model=poled")
     assert wrong.returncode == 2

@@ -25,7 +25,8 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", help="Full name of a network of your own that the checkpoint may build.", metavar="NAME"),
 ]
-CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT")]
+# Not checked by Typer (readable), whose message is a box of several lines.
+CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT", readable=False)]
 
 
 def _version(asked: bool) -> None:
@@ -47,16 +48,55 @@ def _options(
 def info(
     checkpoint: CheckpointPath = LATEST,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything but the weights as JSON.")] = False,
+    as_config: Annotated[
+        bool,
+        typer.Option("--config", help="Print the settings as YAML that mlops-train takes by --config-dir and -name."),
+    ] = False,
 ) -> None:
-    """Show what a checkpoint recognises, how well, and what it was made from."""
+    """Show what a checkpoint recognises, how well, and what it was made from. Its weights are not read."""
     from mlops.checkpoint import read_metadata
-    from mlops.tables import show_metadata
+    from mlops.story import config_as_yaml, show_story
 
-    metadata = read_metadata(checkpoint)
+    if as_json and as_config:
+        raise MlopsError("--json, --config: choose one")
+    story = read_metadata(checkpoint)
     if as_json:
-        _print(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+        _print(json.dumps(story, indent=1, ensure_ascii=False) + "\n")
+    elif as_config:
+        _print(config_as_yaml(story))
     else:
-        show_metadata(checkpoint, metadata)
+        show_story(checkpoint, story)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A checkpoint", metavar="A", readable=False)],
+    second: Annotated[Path, typer.Argument(help="Another one", metavar="B", readable=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
+) -> None:
+    """Show what differs between two checkpoints; the exit code is 0 where nothing does, else 1.
+
+    Everything that they tell is compared but when they were written and the words of the command: config, classes,
+    input, data, code, environment, start weights, metrics; and the weights, by the digests that the files keep of them.
+    """
+    from mlops.checkpoint import read_metadata
+    from mlops.story import differences, plain, show_differences
+
+    stories, problems = [], list[str]()
+    for path in (first, second):
+        try:
+            stories.append(read_metadata(path))
+        except MlopsError as error:
+            problems += error.problems
+    if problems:
+        raise MlopsError(problems)
+    found = differences(*stories)
+    if as_json:
+        _print(json.dumps({"same": not found, "differences": plain(found)}, indent=1, ensure_ascii=False) + "\n")
+    else:
+        show_differences(first, second, found)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command()

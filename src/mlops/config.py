@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops import image, targets
+from mlops import geometry, targets
 from mlops.errors import MlopsError
 from mlops.targets import Target
 
@@ -100,8 +100,8 @@ class DataConfig:
     dataset: str | None = setting(None, f"source torchvision: {', '.join(DATASETS)}")
     downloads: str = setting("data/downloads", "source torchvision: where the data sets are kept")
     image_size: int = setting(32, "height and width of the prepared images, pixels", minimum=4, maximum=2048)
-    resize: image.Resize = setting("squash", "squash ignores the aspect ratio, pad keeps it with black borders")
-    filter: image.Filter = setting("bilinear", "resampling filter, antialiased")
+    resize: geometry.Resize = setting("squash", "squash ignores the aspect ratio, pad keeps it with black borders")
+    filter: geometry.Filter = setting("bilinear", "resampling filter, antialiased")
     group: str | None = setting(None, "regular expression on the file name; images that match alike stay in one split")
     roi: bool = setting(False, "use the box Roi.X1 ... Roi.Y2 of each picture only; sources gtsrb and csv")
     duplicates: Literal["refuse", "drop"] = setting(

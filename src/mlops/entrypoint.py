@@ -19,8 +19,10 @@ from typing import Any
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
@@ -277,14 +279,17 @@ def _check_all(
 def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:
     """A function from overrides to plain values, or to the one line that says why they do not compose."""
     name = arguments.config_name or "config"
-    more = (
-        [f"hydra.searchpath=[{','.join(_quote(f'file://{f.absolute()}') for f in folders[1:])}]"] if folders[1:] else []
-    )
 
     def compose(overrides: list[str]) -> dict[str, Any] | str:
         try:
             with hydra.initialize_config_dir(str(schema.config_folder()), version_base="1.3"):
-                return _plain(hydra.compose(name, overrides=[*more, *overrides]))
+                # Where `hydra.main` puts --config-dir; `hydra.searchpath` would be too late for a --config-name in it.
+                search = create_config_search_path(str(schema.config_folder()))
+                for folder in folders[1:]:
+                    search.prepend("command-line", f"file://{folder.absolute()}", anchor="schema")
+                GlobalHydra.instance().clear()
+                Hydra.create_main_hydra2("app", search)
+                return _plain(hydra.compose(name, overrides=overrides))
         except MlopsError as error:
             return one_line(error)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

@@ -17,11 +17,12 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mlops.geometry import Filter, Resize
 
 # Part of every fingerprint: raise it when the same bytes would give other pixels.
 VERSION = 1
@@ -33,8 +34,6 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 
 Pixels = npt.NDArray[np.uint8]
-Resize = Literal["squash", "pad"]
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

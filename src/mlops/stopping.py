@@ -55,7 +55,7 @@ def checked(items: Iterable[T]) -> Iterator[T]:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Inside, a signal waits for `check`, at the latest for the end; a second Ctrl-C does not."""
-    global _deferred
+    global _deferred  # noqa: PLW0603 - one process, one state
     outer = _deferred
     if not outer:
         check()

@@ -139,39 +139,6 @@ def show_result(
     )
 
 
-def show_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """A checkpoint on one page."""
-    classes, given, metrics = metadata["classes"], metadata["input"], metadata["metrics"]
-    data, code, environment = metadata["data"], metadata["code"], metadata["environment"]
-    config, start = metadata["config"], metadata["start"]
-    commit = f"git {code['commit'][:12]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
-    pairs(
-        str(path),
-        [
-            ("recognises", f"{len(classes)} classes: {shorten(classes, 8)}"),
-            *(
-                (f"{title} accuracy", f"{metrics[f'{side}_Accuracy']:.2%}, macro F1 {metrics[f'{side}_F1']:.4f}")
-                for side, title in (("test", "test"), ("val", "validation"))
-                if f"{side}_Accuracy" in metrics
-            ),
-            ("model", config["model"]["_target_"]),
-            *([("started from", f"{start['weights']}, SHA-256 {start['sha256'][:12]}")] if start else []),
-            (
-                "input",
-                f"{given['height']} x {given['width']} RGB, {given['resize']}, {given['filter']}"
-                f"{', the box of each picture only' if given['crop'] == 'roi' else ''}",
-            ),
-            ("epoch", f"{metadata['epoch']} of {config['training']['epochs']}, best {config['training']['monitor']}"),
-            ("data", f"{data['name']}-{data['fingerprint']}, split seed {data['split_seed']}"),
-            ("code", f"mlops {code['version']}, {commit}"),
-            ("made on", f"{environment['platform']}, {environment['device']}, torch {environment['torch']}"),
-            ("created", metadata["created"]),
-            ("format", metadata["format"]),
-            ("digest", metadata["digest"]),
-        ],
-    )
-
-
 def show_scores(scores: Mapping[str, Any]) -> None:
     """Scores of an evaluation: overall, class by class, and the commonest confusions."""
     pairs(

@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ OPTIMIZERS = frozenset(
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
 )
 
+_HYDRA = ("_args_", "_partial_", "_recursive_", "_convert_")
+
 
 def read_allowed(*folders: Path) -> frozenset[str]:
     """The built-in names and those a user added in `<folder>/allowed_targets.yaml`, a list of exact names."""
@@ -80,12 +82,7 @@ def find(node: Mapping[str, Any], where: str, allowed: Iterable[str]) -> Callabl
     if not isinstance(name, str) or not name:
         raise MlopsError(f"{where}._target_={name}: must be the full name of a class or function")
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise MlopsError(
-            f"{where}._target_={name}: is not an allowed name; {hint}Names of your own go into allowed_targets.yaml of "
-            "the config folder, or follow --allow"
-        )
+        raise MlopsError(_not_allowed(where, name, names))
     module, _, attribute = name.rpartition(".")
     if name not in MODELS | OPTIMIZERS and str(Path.cwd()) not in sys.path:
         # A network beside the user's own configs need not be an installed package. Only for names that the user
@@ -152,6 +149,38 @@ def check(node: Mapping[str, Any], where: str, allowed: Iterable[str], provided:
     missing = [name for name in names if accepted[name].default is inspect.Parameter.empty]
     missing = [name for name in missing if name not in node and name not in provided]
     return problems + [f"{where}.{name}: is missing; {node['_target_']} needs it" for name in missing]
+
+
+def refused(raw: Any, allowed: Collection[str], places: Collection[str], where: str = "") -> list[str]:
+    """What a config that somebody else made may not say, at any depth. Imports nothing.
+
+    Args:
+        places: the full keys that may hold a `_target_`, whose name must be one of `allowed`.
+    """
+    if isinstance(raw, (list, tuple)):
+        return [found for i, item in enumerate(raw) for found in refused(item, allowed, places, f"{where}[{i}]")]
+    if not isinstance(raw, Mapping):
+        return []
+    problems, name = [], raw.get("_target_")
+    if "_target_" in raw and not (isinstance(name, str) and name in allowed):
+        problems.append(_not_allowed(where, name, allowed))
+    elif "_target_" in raw and where not in places:
+        problems.append(f"{where}._target_={name}: only {' and '.join(places)} may name what is built")
+    problems += [
+        f"{where}.{key}: is Hydra's way to call things, which is not used here" for key in _HYDRA if key in raw
+    ]
+    for key, value in raw.items():
+        problems += refused(value, allowed, places, f"{where}.{key}" if where else str(key))
+    return problems
+
+
+def _not_allowed(where: str, name: Any, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), sorted(allowed), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return (
+        f"{where}._target_={name}: is not an allowed name; {hint}Names of your own go into allowed_targets.yaml of "
+        "the config folder, or follow --allow"
+    )
 
 
 def parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:

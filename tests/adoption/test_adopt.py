@@ -132,7 +132,7 @@ def test_it_says_all_that_a_checkpoint_of_a_training_says(
     environment = describe_environment("cpu", 1, "fp32")
     of_a_run = describe_run(trained, data, overrides=(), code=describe_code(), environment=environment, start=None)
     of_a_run |= describe_epoch({"epoch": 1}, [], 1)
-    assert set(told) == {*of_a_run, "epoch_digests", "format", "digest", "adopted"}
+    assert set(told) == {*of_a_run, "epoch_digests", "format", "weights_digest", "digest", "adopted"}
     for field in ("input", "data", "code", "environment", "config"):
         assert set(told[field]) == set(of_a_run[field]), field
     assert set(told["data"].values()) == {None}

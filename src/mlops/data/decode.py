@@ -14,7 +14,8 @@ from itertools import repeat
 
 from mlops.data.tree import Tree
 from mlops.errors import MlopsError, one_line
-from mlops.image import Decoded, Filter, ImageError, Resize, decode
+from mlops.geometry import Filter, Resize
+from mlops.image import Decoded, ImageError, decode
 
 CHUNK = 64
 # Work of fewer seconds than this is done before processes have started.

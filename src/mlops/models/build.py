@@ -49,7 +49,7 @@ def find_head(model: nn.Module, num_classes: int) -> str:
 def check_model(node: Target, allowed: Collection[str], *, num_classes: int, image_size: int) -> list[str]:
     """Whether the network can be built and gives one logit for each class. Takes no memory and little time."""
     try:
-        model = _on_meta(node, allowed, num_classes, image_size)
+        model = on_meta(node, allowed, num_classes, image_size)
         logits = model.eval()(torch.empty(2, 3, image_size, image_size, device="meta"))
     except MlopsError as error:
         return error.problems
@@ -65,7 +65,13 @@ def check_model(node: Target, allowed: Collection[str], *, num_classes: int, ima
     return []
 
 
-def _on_meta(node: Target, allowed: Collection[str], num_classes: int, image_size: int) -> nn.Module:
+def on_meta(node: Target, allowed: Collection[str], num_classes: int, image_size: int) -> nn.Module:
+    """The network without its weights: its shapes, for no memory.
+
+    Raises:
+        MlopsError: the name is not allowed, or the network cannot be built.
+    """
+
     def build() -> nn.Module:
         return build_model(node, allowed, num_classes=num_classes, image_size=image_size, channels_last=False)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlops import envelope
 from mlops.errors import MlopsError, shorten
 
 # How most trainers wrap a state dict.
@@ -130,7 +131,8 @@ def casts(given: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> list[str]:
 
 def _load(path: Path, where: str) -> Any:
     try:
-        _refuse_archive(path, where)
+        _refuse_program(path, where)
+        envelope.check_stored(path, where)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -151,8 +153,7 @@ def _load(path: Path, where: str) -> Any:
         raise MlopsError(_no_weights(where)) from error
 
 
-def _refuse_archive(path: Path, where: str) -> None:
-    """Raise for a program, and for what a few kilobytes unfold to: torch.save itself compresses nothing."""
+def _refuse_program(path: Path, where: str) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -160,8 +161,6 @@ def _refuse_archive(path: Path, where: str) -> None:
                     f"{where}: is a TorchScript program, not weights; where it was made, save the weights alone: "
                     "torch.save(model.state_dict(), PATH)"
                 )
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise MlopsError(f"{where}: is compressed, which torch.save never does; save it anew where it was made")
 
 
 def _objects(path: Path) -> list[str]:
