@@ -21,11 +21,9 @@ OPSET, IR_VERSION = 20, 9
 _HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>'
 
 # What ONNX has of Pillow's filters. On uint8 images onnxruntime computes them in Pillow's own way (horizontally, then
-# vertically, each rounded to eight bits). ONNX has no Lanczos.
+# vertically, each rounded to eight bits). ONNX has no Lanczos, and its nearest takes another pixel where two are near.
 _HALF = 'coordinate_transformation_mode = "half_pixel"'
 _FILTERS: Mapping[Filter, str] = {
-    # Pillow takes the pixel in which the middle of the new one lies.
-    "nearest": f'mode = "nearest", nearest_mode = "round_prefer_ceil", {_HALF}',
     "bilinear": f'mode = "linear", antialias = 1, exclude_outside = 1, {_HALF}',
     "bicubic": f'mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1, {_HALF}',
 }

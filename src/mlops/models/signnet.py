@@ -50,8 +50,8 @@ class SignNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` to logits `[N, num_classes]`."""
-        # Centred first: the norm's variance is a difference of two sums, which nearly cancel on dark, even pictures, and
-        # a probability was off by 0.0018.
+        # Centred first: the norm takes its variance as a difference of two sums, which nearly cancel on dark, even
+        # pictures; a probability was off by 0.0018.
         images = self.standardise(images - images.mean(dim=(1, 2, 3), keepdim=True))
         features = self.stages(self.stem(images)).mean(dim=(2, 3))
         logits: Tensor = self.head(self.dropout(features))
