@@ -92,6 +92,19 @@ def diff(c, first, second):
     _become("-m", "mlops.cli", "diff", first, second)
 
 
+@task(
+    help={
+        "checkpoint": "the file to export",
+        "output": "the file to write; model.onnx beside the checkpoint when left out",
+        "data": "a folder, .tar or .zip of images to compare the answers on; else the own validation images",
+    }
+)
+def export(c, checkpoint=LATEST, output=None, data=None):
+    """Write a checkpoint as ONNX: one file that runs without torch and was seen to answer alike."""
+    options = [*(["--output", output] if output else []), *(["--data", data] if data else [])]
+    _become("-m", "mlops.cli", "export", checkpoint, *options)
+
+
 @task
 def test(c):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""

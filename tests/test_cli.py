@@ -48,10 +48,11 @@ LATEST = "models/latest/best_model.pth"
 def test_help_lists_the_commands_and_imports_nothing_heavy():
     code = (
         "import sys; from mlops.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb', 'matplotlib', 'sklearn', 'yaml') if m in sys.modules])"
+        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb', 'matplotlib', 'sklearn', 'yaml', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in done.stdout for command in ("info", "evaluate", "predict", "report", "adopt"))
+    commands = ("info", "diff", "evaluate", "predict", "report", "export", "reproduce", "adopt")
+    assert all(command in done.stdout for command in commands)
     assert done.stdout.endswith("[]\n")
 
 

@@ -19,7 +19,8 @@ def invoke(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_the_list_reads_as_a_menu():
     listed = invoke("--list").stdout
-    for task in ("preprocess-data", "train", "evaluate", "report", "info", "diff", "test", "lint", "docs", "lock"):
+    tasks = ("preprocess-data", "train", "evaluate", "report", "info", "diff", "reproduce", "export", "test", "lint")
+    for task in (*tasks, "docs", "lock"):
         (line,) = [line for line in listed.splitlines() if line.split()[:1] == [task]]
         assert len(line.split()) > 4, f"{task} has no line of help"
 

@@ -167,7 +167,9 @@ def report(
 
 @app.command()
 def predict(
-    checkpoint: CheckpointPath,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="best_model.pth of a run, or model.onnx of mlops export", metavar="MODEL")
+    ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them")],
     csv_file: Annotated[
         str | None, typer.Option("--csv", help="Write a CSV here instead of a table; - is standard output.")
@@ -175,10 +177,16 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Name what is on pictures. Those that cannot be read are listed at the end, and the exit code is 2 then."""
-    from mlops.evaluation.run import predict_images
     from mlops.tables import predictions_as_csv, show_predictions
 
-    predictions, unreadable = predict_images(checkpoint, images, allow or ())
+    if checkpoint.suffix.lower() == ".onnx":
+        from mlops.evaluation.predict import predict_with_onnx
+
+        predictions, unreadable = predict_with_onnx(checkpoint, images)
+    else:
+        from mlops.evaluation.run import predict_images
+
+        predictions, unreadable = predict_images(checkpoint, images, allow or ())
     if csv_file is None:
         show_predictions(predictions)
     elif csv_file == "-":
@@ -286,6 +294,34 @@ def adopt(
 
     described = Described(model, parameters or (), classes, size, mean, std, resize, filter_, entry)
     show_adopted(adopt_weights(weights, output, described, force=force, allow=allow or ()))
+
+
+@app.command()
+def export(
+    checkpoint: CheckpointPath = LATEST,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file to write; model.onnx beside the checkpoint when left out.", metavar="FILE"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder, .tar or .zip of images to compare the answers on; the checkpoint's own validation images "
+            "when left out."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Compare on at most so many.")] = 1000,
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    allow: Allow = None,
+) -> None:
+    """Write a checkpoint as ONNX: one file that runs without torch and was seen to answer alike."""
+    from mlops.export.run import export_checkpoint
+    from mlops.tables import show_export
+
+    file = output or checkpoint.parent / "model.onnx"
+    show_export(export_checkpoint(checkpoint, file, data, processed, allow or (), images=images))
 
 
 def _print(text: str) -> None:

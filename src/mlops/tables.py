@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlops.adoption.adopt import Adopted
     from mlops.config import TrainingConfig
     from mlops.data.prepare import Prepared
-    from mlops.evaluation.run import Prediction
+    from mlops.evaluation.predict import Prediction
+    from mlops.export.run import Exported
 
 # More columns than this break on a terminal.
 _WIDEST_MATRIX = 12
@@ -199,6 +200,36 @@ def commonest_confusions(classes: Sequence[str], matrix: Sequence[Sequence[int]]
 def show_report(folder: Path, missing: str | None) -> None:
     """Where a report is, and why it is not whole."""
     pairs("Report", [("page", folder / "index.html"), *([("without scores", missing)] if missing else [])])
+
+
+def show_export(exported: "Exported") -> None:
+    """Where a model is, what was compared, and how to use it."""
+    parity = exported.metadata["parity"]
+    native, resized, given = parity["native"], parity["resized"], exported.metadata["input"]
+    size = f"{given['height']} x {given['width']}"
+    pairs(
+        "Exported",
+        [
+            ("file", exported.path),
+            ("size", f"{exported.bytes / 1e6:,.1f} MB, all in one file"),
+            ("takes", f"images uint8 [N, H, W, 3] {'of any size' if given['resizes'] else f'of {size} only'}"),
+            ("gives", f"probabilities of {len(exported.metadata['classes'])} classes"),
+            (
+                f"at {size}",
+                f"probabilities differ from the checkpoint's by {native['largest_difference']:.1e} at most, on "
+                f"{native['images']:,} {native['of']}",
+            ),
+            (
+                "other sizes",
+                f"{resized['agreement']:.2%} get the same class, resized by the model itself, of "
+                f"{resized['images']:,} {resized['of']}"
+                if resized
+                else f"ONNX has no {given['filter']} filter: resize before, as mlops predict does",
+            ),
+            *([("not on its data", exported.missing)] if exported.missing else []),
+        ],
+    )
+    pairs("Next", [("use it", to_copy("mlops", "predict", exported.path, "PICTURE_OR_FOLDER"))])
 
 
 def show_predictions(predictions: Sequence["Prediction"]) -> None:

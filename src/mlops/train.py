@@ -276,7 +276,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
             # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
             with atomic(latest) as temporary:
                 shutil.copyfile(path, temporary)
-            # What `mlops report` wrote there, as report/ and report-<split>/, was about the model before.
+            # What `mlops report` and `mlops export` wrote there was about the model before.
+            (latest.parent / "model.onnx").unlink(missing_ok=True)
             for stale in latest.parent.glob("report*/"):
                 shutil.rmtree(stale, ignore_errors=True)
         report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)

@@ -1,3 +1,4 @@
+import copy
 import sys
 from typing import Any
 
@@ -134,3 +135,17 @@ def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 def test_a_head_that_cannot_be_told_from_the_backbone_is_refused():
     with pytest.raises(MlopsError, match=r"the last layer of Sequential is 1 of width 7, not the 5 of the classes"):
         find_head(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 7)), 5)
+
+
+def test_signnet_answers_as_exactly_on_dark_even_pictures_as_elsewhere():
+    torch.manual_seed(0)
+    model = SignNet(num_classes=5).eval()
+    # Levels of 8 to 12 of 255, normalised with the statistics of daylight.
+    images = ((torch.rand(4, 32, 32, 3) * 4 + 8) / 255 - 0.35) / 0.25
+    channels_last = images.permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        standard = model.standardise(channels_last - channels_last.mean(dim=(1, 2, 3), keepdim=True))
+        exact = copy.deepcopy(model).double()(channels_last.double())
+        found = model(channels_last)
+    assert standard.std() > 0.5
+    assert (found - exact).abs().max() < 2e-6 * exact.abs().max()

@@ -103,6 +103,10 @@ class Prepared:
         """The group of every image, in the order of the arrays."""
         return self._column("group", split)
 
+    def hashes(self, split: str) -> list[str]:
+        """The SHA-256 of every image's file, in the order of the arrays."""
+        return self._column("sha256", split)
+
     def _column(self, name: str, split: str) -> list[str]:
         with (self.folder / "index.csv").open(encoding="utf-8", newline="") as file:
             return [row[name] for row in csv.DictReader(file) if row["split"] == split]

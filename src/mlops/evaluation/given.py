@@ -11,6 +11,7 @@ from mlops.data.listing import SPLITS, Listing, group_by_name
 from mlops.data.sources import folder, read_tree
 from mlops.data.tree import Tree, open_tree
 from mlops.errors import MlopsError, one_line, printable
+from mlops.evaluation.predict import warn_of_crop
 from mlops.progress import console
 
 
@@ -41,21 +42,12 @@ def _list(tree: Tree, checkpoint: Checkpoint) -> Listing:
     if table and any(name == table or name.endswith(f"/{table}") for name in tree.names):
         # An expression for groups and the list of classes belong to training; here every label may be named.
         return read_tree(tree, dataclasses.replace(settings, classes=None, group=None, roi=_crops(checkpoint)))
-    warn_of_crop(checkpoint)
+    warn_of_crop(checkpoint.metadata["input"])
     return folder(tree, None)
 
 
 def _crops(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.metadata["input"].get("crop") == "roi")
-
-
-def warn_of_crop(checkpoint: Checkpoint) -> None:
-    """Say that pictures without boxes differ from those of the training, where it knew boxes only."""
-    if _crops(checkpoint):
-        _warn(
-            "this checkpoint was trained on the boxes of its pictures only (data.roi=true); "
-            "pictures without boxes should show the object alone, cut out as closely"
-        )
 
 
 def _of_split(listing: Listing, split: str | None) -> Listing:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,28 +16,19 @@ from mlops import targets
 from mlops.checkpoint import Checkpoint, read, rebuild
 from mlops.config import DataConfig
 from mlops.data.batches import EVALUATION_BATCH, Batches
-from mlops.data.decode import Geometry, Unreadable, decode_all
+from mlops.data.decode import Unreadable, decode_all
 from mlops.data.downloads import is_fetched
 from mlops.data.listing import SPLITS, Listing
 from mlops.data.prepare import Index, Prepared, build_index, open_prepared, prepare
-from mlops.data.tree import FolderTree
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.evaluation.calibration import probabilities, temperature_of
 from mlops.evaluation.evaluate import Evaluated, evaluate_prepared, predict_split
-from mlops.evaluation.given import check_group, list_given, warn_of_crop
+from mlops.evaluation.given import check_group, list_given
+from mlops.evaluation.predict import Prediction, geometry, predict_paths, warn_of_crop
 from mlops.evaluation.report import worst_mistakes, write_report
 from mlops.evaluation.scores import score
-from mlops.image import EXTENSIONS, Pixels
+from mlops.image import Pixels
 from mlops.progress import bar
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest class of one image."""
-
-    path: str
-    label: str
-    probability: float
 
 
 def evaluate_checkpoint(
@@ -64,7 +55,7 @@ def evaluate_checkpoint(
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     if data is None:
-        own = _open(_find_own_data(checkpoint, processed), processed)
+        own = _open(find_own_data(checkpoint, processed), processed)
         found = _evaluate_own(model, checkpoint, own, split or "test")
         return found.scores(checkpoint.classes, temperature)
     listing = list_given(data, checkpoint, split, group)
@@ -87,7 +78,7 @@ def report_checkpoint(path: Path, output: Path, split: str, processed: Path, all
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
     try:
-        own = _find_own_data(checkpoint, processed)
+        own = find_own_data(checkpoint, processed)
     except MlopsError as error:
         if any((output / f"{name}.json").exists() for name in SPLITS):
             raise MlopsError(
@@ -111,53 +102,14 @@ def predict_images(
     """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
     checkpoint = read(path)
     temperature, model = temperature_of(checkpoint.metadata), _model(checkpoint, allow)
-    warn_of_crop(checkpoint)
-    found: list[Prediction] = []
-    unreadable: list[tuple[str, str]] = []
-    names: list[str] = []
-    pixels: list[Pixels] = []
+    given = checkpoint.metadata["input"]
 
-    def flush() -> None:
-        if not names:
-            return
-        best, labels = probabilities(_predict(model, checkpoint, pixels), temperature).max(dim=1)
-        for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True):
-            found.append(Prediction(name, checkpoint.classes[label], probability))
-        names.clear()
-        pixels.clear()
+    def classify(pixels: Pixels) -> npt.NDArray[np.floating[Any]]:
+        chances: npt.NDArray[np.floating[Any]] = probabilities(_predict(model, checkpoint, pixels), temperature).numpy()
+        return chances
 
-    for name, result in _decode_paths(images, _geometry(checkpoint)):
-        if isinstance(result, Unreadable):
-            unreadable.append((name, result.reason))
-            continue
-        names.append(name)
-        pixels.append(result)
-        if len(names) == EVALUATION_BATCH:
-            flush()
-    flush()
-    return found, unreadable
-
-
-def _decode_paths(images: Sequence[Path], geometry: Geometry) -> Iterator[tuple[str, Any]]:
-    for path in images:
-        try:
-            if path.is_dir():
-                tree = FolderTree(path)
-                inside = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
-                if not inside:
-                    raise MlopsError("folder without images")
-            else:
-                path.stat()
-                tree, inside = FolderTree(path.absolute().parent, only=[path.name]), [path.name]
-        except (OSError, MlopsError) as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
-            yield str(path), Unreadable(reason)
-            continue
-        with bar("predicting", len(inside)) as progress:
-            for name, result in zip(inside, decode_all(tree, inside, geometry, workers=0), strict=True):
-                progress.advance(1)
-                shown = str(path / name) if path.is_dir() else str(path)
-                yield shown, result if isinstance(result, Unreadable) else result.pixels
+    warn_of_crop(given)
+    return predict_paths(images, geometry(given), checkpoint.classes, classify)
 
 
 def _check_split(split: str) -> None:
@@ -180,7 +132,7 @@ def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing)
     names = [entry.path for entry in listing.entries]
     labels = [checkpoint.classes.index(listing.classes[entry.label]) for entry in listing.entries]
     boxes = [entry.box for entry in listing.entries]
-    decoded = decode_all(listing.tree, names, _geometry(checkpoint), workers=0, boxes=boxes)
+    decoded = decode_all(listing.tree, names, geometry(checkpoint.metadata["input"]), workers=0, boxes=boxes)
     pixels, logits, bad = list[Pixels](), list[Tensor](), list[str]()
     with bar("scoring", len(names)) as progress:
         for name, result in zip(names, decoded, strict=True):
@@ -191,7 +143,7 @@ def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing)
                 pixels.append(result.pixels)
             # A batch at a time, so that memory stays flat; after a bad one there will be no score.
             if len(pixels) == EVALUATION_BATCH and not bad:
-                logits.append(_predict(model, checkpoint, pixels))
+                logits.append(_predict(model, checkpoint, np.stack(pixels)))
                 pixels.clear()
             elif bad:
                 pixels.clear()
@@ -199,13 +151,13 @@ def _predict_listing(model: nn.Module, checkpoint: Checkpoint, listing: Listing)
         # A score over fewer images than were asked for would look like the score that was asked for.
         raise MlopsError(bad)
     if pixels:
-        logits.append(_predict(model, checkpoint, pixels))
+        logits.append(_predict(model, checkpoint, np.stack(pixels)))
     return torch.cat(logits), torch.tensor(labels)
 
 
-def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Tensor:
+def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Pixels) -> Tensor:
     batches = Batches(
-        np.stack(pixels),
+        pixels,
         np.zeros(len(pixels), dtype=np.int64),
         **_statistics(checkpoint),
         device=torch.device("cpu"),
@@ -213,7 +165,7 @@ def _predict(model: nn.Module, checkpoint: Checkpoint, pixels: Sequence[Pixels])
     return predict_split(model, batches.evaluation())[0]
 
 
-def _find_own_data(checkpoint: Checkpoint, processed: Path) -> Path | Index:
+def find_own_data(checkpoint: Checkpoint, processed: Path) -> Path | Index:
     """The folder of the prepared data that the checkpoint names, or what it can be made again from.
 
     Raises:
@@ -255,11 +207,6 @@ def _open(found: Path | Index, processed: Path) -> Prepared:
 
 def _model(checkpoint: Checkpoint, allow: Collection[str]) -> nn.Module:
     return rebuild(checkpoint, targets.read_allowed(schema.config_folder()).union(allow))
-
-
-def _geometry(checkpoint: Checkpoint) -> Geometry:
-    given = checkpoint.metadata["input"]
-    return Geometry(given["height"], given["width"], given["resize"], given["filter"])
 
 
 def _statistics(checkpoint: Checkpoint) -> dict[str, Any]:

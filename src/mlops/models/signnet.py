@@ -50,6 +50,9 @@ class SignNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` to logits `[N, num_classes]`."""
-        features = self.stages(self.stem(self.standardise(images))).mean(dim=(2, 3))
+        # Centred first: the norm takes its variance as a difference of two sums, which nearly cancel on dark, even
+        # pictures; a probability was off by 0.0018.
+        images = self.standardise(images - images.mean(dim=(1, 2, 3), keepdim=True))
+        features = self.stages(self.stem(images)).mean(dim=(2, 3))
         logits: Tensor = self.head(self.dropout(features))
         return logits

@@ -1,0 +1,196 @@
+"""What an .onnx file says of itself, and whether it is safe to run: read before any runtime sees the file.
+
+An ONNX file is a Protocol Buffers message. Here its fields are walked without their schema's library, which a server
+would need for nothing else: https://protobuf.dev/programming-guides/encoding and onnx.proto3 of ONNX 1.23.
+
+What is refused: weights in other files (their paths may lead anywhere), operators of other people's libraries, and
+anything that was not written by `mlops export`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mlops.errors import MlopsError, one_line
+from mlops.geometry import Filter, Resize
+
+# Of our metadata, not of ONNX.
+FORMAT = 1
+# The operator sets that ONNX itself defines; "" is the short name of ai.onnx.
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+# A message of Protocol Buffers cannot be larger.
+MOST_BYTES = 2**31 - 1
+# As deep as libraries of Protocol Buffers go.
+_DEEPEST = 100
+
+# The messages in which tensors and operators lie: the number of a field, and what it holds.
+_INSIDE: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_NODE_DOMAIN, _MODEL_OPSET, _MODEL_METADATA = 7, 8, 14
+_TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The bytes of a model that was found safe, and what its metadata says, as plain values."""
+
+    content: bytes
+    metadata: dict[str, Any]
+
+
+def read(path: Path) -> OnnxFile:
+    """Read a model that `mlops export` wrote.
+
+    Raises:
+        MlopsError: it is missing, no ONNX file, of a later format, without our metadata, or unsafe.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise MlopsError(f"{path}: is larger than {MOST_BYTES:,} bytes; that is no ONNX file")
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MlopsError(f"{path}: no such file; make one with: mlops export CHECKPOINT -o {path}") from error
+    except OSError as error:
+        raise MlopsError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    return OnnxFile(content, inspect(content, str(path)))
+
+
+def inspect(content: bytes, where: str) -> dict[str, Any]:
+    """The metadata of a model, once it was found safe. Of `content`, no tensor is decoded and nothing is run.
+
+    Raises:
+        MlopsError: as `read`; `where` names the file in it.
+    """
+    try:
+        found = _walk(content)
+    except (_DamagedError, UnicodeDecodeError) as error:
+        raise MlopsError(f"{where}: is damaged or no ONNX file: {one_line(error)}") from error
+    if not found.graphs or not found.opsets:
+        raise MlopsError(f"{where}: is no ONNX file")
+    if found.external:
+        raise MlopsError(f"{where}: keeps weights in other files, which is not read; export it as one file")
+    foreign = sorted({*found.domains, *found.opsets}.difference(DOMAINS))
+    if foreign:
+        raise MlopsError(f"{where}: uses operators of {', '.join(foreign)}, which are none of ONNX; export it without")
+    return _check_metadata(found.metadata, where)
+
+
+class _DamagedError(Exception):
+    """Bytes that are no message; why."""
+
+
+@dataclass
+class _Found:
+    metadata: dict[str, str]
+    opsets: list[str]
+    domains: set[str]
+    graphs: int = 0
+    external: bool = False
+
+
+def _walk(content: bytes) -> _Found:
+    found = _Found({}, [], set())
+    waiting = [("model", memoryview(content), 0)]
+    while waiting:
+        kind, message, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise _DamagedError("messages in messages without an end")
+        found.graphs += kind == "graph"
+        for number, value in _fields(message):
+            if number in _INSIDE[kind]:
+                waiting.append((_INSIDE[kind][number], _bytes(value), depth + 1))
+            elif kind == "tensor":
+                # Whichever way says so: a list of places that is not empty, or a location other than "here".
+                found.external |= number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0)
+            elif kind == "node" and number == _NODE_DOMAIN:
+                found.domains.add(_text(value))
+            elif kind == "model" and number == _MODEL_OPSET:
+                found.opsets.append(_text(dict(_fields(_bytes(value))).get(1, memoryview(b""))))
+            elif kind == "model" and number == _MODEL_METADATA:
+                entry = dict(_fields(_bytes(value)))
+                found.metadata[_text(entry.get(1, memoryview(b"")))] = _text(entry.get(2, memoryview(b"")))
+    return found
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(number, value) of every field: a whole number, or the bytes of a text, a message or a fixed-width number."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            value, position = _varint(message, position)
+            yield number, value
+            continue
+        if kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        elif kind == 2:
+            length, position = _varint(message, position)
+        else:
+            raise _DamagedError(f"a field of kind {kind}")
+        if number == 0 or position + length > len(message):
+            raise _DamagedError("it ends too early")
+        yield number, message[position : position + length]
+        position += length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise _DamagedError("it ends too early")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise _DamagedError("a number without an end")
+
+
+def _bytes(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise _DamagedError("a number where a message should be")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return bytes(_bytes(value)).decode()
+
+
+def _check_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Our metadata as values, every one of which stands as JSON in the file."""
+    if not {"format", "classes", "input"} <= set(texts):
+        raise MlopsError(f"{where}: does not say its classes and its input; write it with mlops export")
+    try:
+        told = {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        raise MlopsError(f"{where}: its metadata is not readable: {one_line(error)}") from error
+    if type(told["format"]) is not int or told["format"] < 1:
+        raise MlopsError(f"{where}: was not written by mlops export (format {told['format']!r})")
+    if told["format"] > FORMAT:
+        raise MlopsError(
+            f"{where}: format {told['format']} is later than {FORMAT}, the last known here; use a later mlops"
+        )
+    classes, given = told["classes"], told["input"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise MlopsError(f"{where}: its metadata names no classes; export it again")
+    sizes = [given.get(side) for side in ("height", "width")] if isinstance(given, dict) else []
+    if (
+        len(sizes) != 2
+        or not all(type(size) is int and 0 < size <= 2**15 for size in sizes)
+        or given.get("resize") not in get_args(Resize)
+        or given.get("filter") not in get_args(Filter)
+        or not isinstance(given.get("resizes"), bool)
+    ):
+        raise MlopsError(f"{where}: its metadata does not say how images go in; export it again")
+    return told
