@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlops import stopping
 from samples import ON_CPU, write_pictures
+
+# Tests that run side by side share the cores; threads of torch would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell starts what runs in the background with Ctrl-C ignored, and we would hand that on to the runs we start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -88,6 +93,7 @@ def hydra_command(
         return Outcome(code, captured.out, captured.err)
 
     yield run
+    stopping.listen()  # forgets what was heard
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for added in set(root.handlers) - set(before[1]):

@@ -15,7 +15,7 @@ from mlops import checkpoint
 from mlops.checkpoint import read_metadata, rebuild
 from mlops.config import check, check_targets
 from mlops.entrypoint import _register
-from mlops.targets import MODELS, read_allowed
+from mlops.targets import MODELS, OPTIMIZERS, read_allowed
 from samples import COLOURS, QUICK, ROOT, png
 
 LATEST = Path("models/latest/best_model.pth")
@@ -45,7 +45,7 @@ def test_transfer_learning_starts_from_a_file_and_rebuilding_does_not_ask_for_it
     assert kept.state_dict["classifier.1.weight"].shape == (3, 512, 1, 1)
     assert kept.metadata["input"]["mean"] == [0.485, 0.456, 0.406]
     (workplace / "start.pth").unlink()
-    rebuild(checkpoint.read(LATEST), MODELS)
+    rebuild(checkpoint.read(LATEST), MODELS | OPTIMIZERS)
     assert f"start.pth, SHA-256 {kept.metadata['start']['sha256'][:12]}" in mlops_command("info").out
     assert mlops_command("evaluate", LATEST, "--json", "-").code == 0
 

@@ -550,6 +550,6 @@ def test_a_signal_that_is_swallowed_where_it_arrives_stops_the_run_at_the_next_p
         with pytest.raises(SystemExit, match="143"), bar("anything", 2) as progress:
             progress.advance(1)
     finally:
+        stopping.listen()
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
-        monkeypatch.setattr(stopping, "_heard", None)

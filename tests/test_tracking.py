@@ -140,7 +140,8 @@ def test_files_that_w_and_b_cannot_write_cost_one_warning(tmp_path: Path, caplog
 
 def test_once_w_and_b_is_lost_its_debug_log_is_closed(tmp_path: Path):
     with tracker(tmp_path, "offline") as tracking:
-        opened = [handler for handler in logging.getLogger("wandb").handlers if hasattr(handler, "baseFilename")]
+        handlers = logging.getLogger("wandb").handlers
+        opened = [handler for handler in handlers if getattr(handler, "baseFilename", "").endswith("debug.log")]
         tracking._service._connection._proc._process.kill()
         tracking.log_epoch(EPOCHS[0], EPOCHS[0])
     assert len(opened) == 1

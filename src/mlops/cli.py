@@ -168,9 +168,12 @@ def report(
 @app.command()
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(help="best_model.pth of a run, or model.onnx of mlops export", metavar="MODEL")
+        Path,
+        typer.Argument(help="best_model.pth of a run, or model.onnx of mlops export", metavar="MODEL", readable=False),
     ],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, or folders that are searched for them", readable=False)
+    ],
     csv_file: Annotated[
         str | None, typer.Option("--csv", help="Write a CSV here instead of a table; - is standard output.")
     ] = None,
@@ -232,7 +235,10 @@ def reproduce(
 @app.command()
 def adopt(
     weights: Annotated[
-        Path, typer.Argument(help="A state dict by torch.save, plain or wrapped, or a .safetensors", metavar="WEIGHTS")
+        Path,
+        typer.Argument(
+            help="A state dict by torch.save, plain or wrapped, or a .safetensors", metavar="WEIGHTS", readable=False
+        ),
     ],
     model: Annotated[
         str | None,

@@ -70,9 +70,7 @@ def find_run(wanted: str, outputs: Path) -> Path:
     if folder.name == LAST:
         folder = folder.parent
     if not folder.is_dir():
-        raise MlopsError(
-            f"resume={wanted}: no such folder; name a run's, such as outputs/<date>/<time>-<id>, or latest"
-        )
+        raise MlopsError(f"resume={wanted}: no such folder; name a run's: outputs/<date>/<time>-<id>, or latest")
     if not (folder / LAST).exists() and not (folder / ".hydra" / "config.yaml").exists():
         raise MlopsError(f"resume={wanted}: is not the folder of a run: neither {LAST} nor .hydra/config.yaml is there")
     return folder

@@ -22,7 +22,7 @@ from mlops.errors import MlopsError
 from mlops.mirror import Mirror
 from mlops.mirrored import fetch, find, latest
 from mlops.storage import Bucket
-from samples import ROOT
+from samples import ROOT, story
 
 URL = f"gs://{BUCKET}/runs"
 RUN = "2026-01-01/12-00-00-abcd"
@@ -58,13 +58,13 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def save(path: Path, step: int, megabytes: float = 0.01, **more: object) -> bytes:
+def save(path: Path, step: int, megabytes: float = 0.01) -> bytes:
     """A checkpoint at a step, as real as `fetch` looks."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = torch.randint(0, 255, (int(megabytes * 2**20),), dtype=torch.uint8)
-    checkpoint.save(path, {"weights": weights}, {"step": step, **more})
+    checkpoint.save(path, {"weights": weights}, story(step=step))
     return path.read_bytes()
 
 
