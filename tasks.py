@@ -105,13 +105,15 @@ def export(c, checkpoint=LATEST, output=None, data=None):
     _become("-m", "mlops.cli", "export", checkpoint, *options)
 
 
-@task
-def test(c):
+@task(help={"slow": "the tests that take long, instead of all else"})
+def test(c, slow=False):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""
-    _all_of(
-        **CHECKS,
-        tests="pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered --cov-report=xml",
-    )
+    if slow:
+        _become("-m", "pytest", "-n", "auto", "-m", "slow")
+    if sys.version_info >= (3, 12):
+        os.environ.setdefault("COVERAGE_CORE", "sysmon")
+    reports = "--cov --cov-report=term:skip-covered --cov-report=xml"
+    _all_of(**CHECKS, tests=f"pytest -n auto --dist worksteal -m 'not slow' {reports}")
 
 
 @task(help={"check": "change no file"})
@@ -140,7 +142,7 @@ def _all_of(**commands: str) -> None:
     results = {}
     for name, command in commands.items():
         print(f"+ {command}", file=sys.stderr, flush=True)
-        program, *words = command.split()
+        program, *words = shlex.split(command)
         words = [found for word in words for found in _expand(word)]
         if found := shutil.which(program, path=scripts):
             results[name] = subprocess.run([found, *words], cwd=ROOT, check=False).returncode == 0

@@ -40,6 +40,7 @@ def test_logits_of_the_rebuilt_network_are_those_of_the_training_bit_for_bit(
     assert torch.equal(trained.logits, rebuilt.logits)
 
 
+@pytest.mark.slow
 def test_in_an_empty_folder_every_command_works_from_the_file(
     pictures: Path, workplace: Path, hydra_command: Command, tmp_path: Path
 ):

@@ -495,6 +495,7 @@ def start(*words: str, cwd: Path, cores: set[int] | None = None) -> subprocess.P
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins a process to a core")
 def test_killed_for_real_and_resumed_in_another_folder_on_one_core_is_as_never_stopped(
     pictures: Path, workplace: Path, never_stopped: Any

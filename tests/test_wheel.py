@@ -44,6 +44,7 @@ def elsewhere(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return programs, environment
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_a_users_own_network_from_another_folder(
     elsewhere: tuple[Path, dict[str, str]], tmp_path: Path
 ):

@@ -83,7 +83,11 @@ def save(
     # A signal inside torch's writer would come out of it as another error.
     with stopping.deferred(), atomic(path) as temporary:
         with temporary.open("wb") as file:
-            torch.save(held, file)
+            try:
+                torch.save(held, file)
+            except RuntimeError as error:
+                # torch's writer ends its file even so, and what comes of that hides what was wrong: a full disk.
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(envelope.METADATA, text)
 

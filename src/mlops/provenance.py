@@ -14,19 +14,28 @@ from mlops.errors import MlopsError
 log = logging.getLogger(__name__)
 
 
-def describe_code() -> dict[str, Any]:
-    """The package's version and, in a git checkout, the commit, whether the tree is changed, and the diff's hash."""
-    folder = Path(__file__).parent
+def describe_code(folder: Path = Path(__file__).parent) -> dict[str, Any]:
+    """The package's version and, of the git checkout that holds `folder`, the commit, whether its tree is changed, and
+    the SHA-256 of the changes.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain") if commit else None
-    # The list names the new files, which a diff leaves out.
-    diff = f"{changed}{_git(folder, 'diff', 'HEAD')}" if changed else None
+    diff = f"{_git(folder, 'diff', 'HEAD')}{_new_files(folder)}" if changed else None
     return {
         "version": mlops.__version__,
         "commit": commit.strip() if commit else None,
         "dirty": bool(changed) if commit else None,
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
     }
+
+
+def _new_files(folder: Path) -> str:
+    """Names and hashes of the files that git does not know yet and is not told to ignore: no diff has them."""
+    root = (_git(folder, "rev-parse", "--show-toplevel") or "").strip()
+    listed = _git(Path(root), "ls-files", "--others", "--exclude-standard", "-z") if root else None
+    names = [name for name in (listed or "").split("\0") if name]
+    known = _git(Path(root), "hash-object", "--", *names) if names else None
+    return "\n".join([*names, known or ""])
 
 
 def describe_environment(device: str, threads: int, precision: str) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def check_clean(code: Mapping[str, Any], required: bool) -> None:
     """
     if required and code["dirty"] is not False:
         reason = "the git tree has uncommitted changes" if code["dirty"] else "the code is in no git tree"
-        raise MlopsError(f"training.require_clean=true: {reason}; commit them, or set it to false")
+        raise MlopsError(f"training.require_clean=true: {reason}; commit it all, or set this to false")
     if code["dirty"]:
         log.warning(
             "the git tree has uncommitted changes: the checkpoint keeps the commit and the changes' hash, from which "

@@ -20,12 +20,17 @@ from mlops.errors import MlopsError
 from mlops.files import atomic, writing_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from mlops.data.batches import Batch
+    from mlops.data.batches import Batch, Batches
+    from mlops.data.prepare import Prepared
     from mlops.entrypoint import Run
+    from mlops.mirror import Mirror
+    from mlops.tracking import Tracker
+    from mlops.training.loop import Metrics
+    from mlops.training.saves import Saves
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ log = logging.getLogger(__name__)
 OVERFITTED_LOSS = 0.05
 
 
-def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the run is meant to stand on one page
+def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is meant to stand on one page
     """Prepare the data, train, keep the best epoch, score it on the test split, and write its whole story."""
     import torch
 
@@ -41,10 +46,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
     from mlops.data.augment import build_augment
     from mlops.data.batches import Batches, evaluation_batch
     from mlops.data.prepare import build_index, prepare
-    from mlops.evaluation.calibration import fit_temperature
-    from mlops.evaluation.evaluate import evaluate_prepared, evaluate_split, predict_split
-    from mlops.evaluation.report import worst_mistakes, write_report
-    from mlops.evaluation.scores import overall_metrics
+    from mlops.evaluation.evaluate import evaluate_split
     from mlops.mirror import Mirror
     from mlops.models.build import build_model, check_model
     from mlops.progress import bar
@@ -264,34 +266,70 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0912, PLR0915 - the r
                 f"{len(saves.history)} epochs; the network, its learning rate or the labels have a fault"
             )
 
-        # Read back, so that what is scored is what was kept.
-        best_model = copy.deepcopy(kept)
-        best_model.load_state_dict(checkpoint.read(run.folder / BEST).state_dict)
-        temperature = fit_temperature(*predict_split(best_model, batches["val"].evaluation()))
-        tested = evaluate_prepared(best_model, data, "test", batches["test"])
-        scores = tested.scores(classes, temperature)
-        final = saves.best | overall_metrics(scores)
-        story, path = saves.finish(final, temperature), run.folder / BEST
-        if promoted:
-            # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
-            with atomic(latest) as temporary:
-                shutil.copyfile(path, temporary)
-            # What `mlops report` and `mlops export` wrote there was about the model before.
-            (latest.parent / "model.onnx").unlink(missing_ok=True)
-            for stale in latest.parent.glob("report*/"):
-                shutil.rmtree(stale, ignore_errors=True)
-        report, mistakes = run.folder / "report", worst_mistakes(tested, classes, temperature)
-        pictures = write_report(report, story, "test", scores, mistakes=mistakes)
-        mirror.copy(report)
-        tracker.log_summary(final)
-        tracker.log_pictures(pictures | {"index": report / "index.html"})
-        tracker.log_checkpoint(path, checkpoint.read_metadata(path))
-        saves.save_last(finished=True)
+        final, images_scored = finish(
+            saves,
+            kept=kept,
+            data=data,
+            batches=batches,
+            tracker=tracker,
+            mirror=mirror,
+            latest=latest if promoted else None,
+        )
 
     trained = len(saves.history) * steps * in_batch - before
     log.info(f"trained {trained:,} images in {seconds:.1f} s, {trained / seconds:,.0f} images/s")
     if run.after_epoch is None:  # else whoever listens has a result of their own to show
-        tables.show_result(run.folder, latest if promoted else path, final, scores["n"], settings)
+        kept_as = latest if promoted else run.folder / BEST
+        tables.show_result(run.folder, kept_as, final, images_scored, settings)
+
+
+def finish(
+    saves: "Saves",
+    *,
+    kept: "nn.Module",
+    data: "Prepared",
+    batches: "Mapping[str, Batches]",
+    tracker: "Tracker",
+    mirror: "Mirror",
+    latest: Path | None,
+) -> tuple["Metrics", int]:
+    """What comes after the last epoch: score the best one, complete its file, put it into use, write the report.
+
+    `latest` is where the model in use stands; None where this one is not to be it. Returns the metrics of the best
+    epoch and on the test split, and how many images that has. A run that is killed in here does all of it again.
+    """
+    from mlops import checkpoint
+    from mlops.evaluation.calibration import fit_temperature
+    from mlops.evaluation.evaluate import evaluate_prepared, predict_split
+    from mlops.evaluation.report import worst_mistakes, write_report
+    from mlops.evaluation.scores import overall_metrics
+    from mlops.training.saves import BEST
+
+    path, classes = saves.folder / BEST, data.classes
+    # A copy, for the run's own weights go into last.pth once more; read back, so that what is scored is what was kept.
+    best = copy.deepcopy(kept)
+    best.load_state_dict(checkpoint.read(path).state_dict)
+    temperature = fit_temperature(*predict_split(best, batches["val"].evaluation()))
+    tested = evaluate_prepared(best, data, "test", batches["test"])
+    scores = tested.scores(classes, temperature)
+    final = saves.best | overall_metrics(scores)
+    story = saves.finish(final, temperature)
+    if latest is not None:
+        # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
+        with atomic(latest) as temporary:
+            shutil.copyfile(path, temporary)
+        # What `mlops report` and `mlops export` wrote there was about the model before.
+        (latest.parent / "model.onnx").unlink(missing_ok=True)
+        for stale in latest.parent.glob("report*/"):
+            shutil.rmtree(stale, ignore_errors=True)
+    report, mistakes = saves.folder / "report", worst_mistakes(tested, classes, temperature)
+    pictures = write_report(report, story, "test", scores, mistakes=mistakes)
+    mirror.copy(report)
+    tracker.log_summary(final)
+    tracker.log_pictures(pictures | {"index": report / "index.html"})
+    tracker.log_checkpoint(path, checkpoint.read_metadata(path))
+    saves.save_last(finished=True)
+    return final, int(scores["n"])
 
 
 def check_targets(raw: dict[str, Any], allowed: frozenset[str]) -> list[str]:

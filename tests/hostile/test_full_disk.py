@@ -1,13 +1,16 @@
 """A disk that is full, for real: a tmpfs of two megabytes. Skips where it may not be mounted."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import Command
+from mlops import checkpoint
 from samples import QUICK
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no tmpfs")
@@ -103,3 +106,36 @@ def test_a_disk_without_room_for_w_and_bs_files_costs_a_warning_and_no_run(
     assert "--- Logging error ---" not in done.err
     assert (folder / "train.log").read_text().count("W&B failed, the run goes on without it: ") == 1
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_that_fills_its_disk_goes_on_once_there_is_room(
+    small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    settings = [*QUICK, f"data.root={pictures}", f"paths.outputs={small_disk}", "training.save_every=1"]
+    filler, replace, saves = small_disk / "filler", Path.replace, [0]
+
+    def filling(self: Path, target: Path) -> Path:
+        saves[0] += Path(target).name == "last.pth"
+        if saves[0] == 4:  # of 1 at the start and 3 steps an epoch
+            free = os.statvfs(small_disk)
+            filler.write_bytes(b"\0" * (free.f_bavail * free.f_frsize))
+            saves[0] += 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", filling)
+        done = hydra_command("train", *settings)
+    assert done.code == 2, done.err
+    (line,) = done.errors
+    assert "last.pth: cannot be written: No space left on device; free some space" in line
+    (run,) = small_disk.glob("*/*")
+    assert not list(run.glob(".*.tmp"))
+    assert checkpoint.read_metadata(run / "last.pth")["step"] == 3
+    checkpoint.read(run / "last.pth")
+    filler.unlink()
+    assert hydra_command("train", f"resume={run}").code == 0
+    resumed = checkpoint.read(run / "best_model.pth")
+    assert hydra_command("train", *settings[:-2]).code == 0
+    uncut = checkpoint.read(Path("models/latest/best_model.pth"))
+    assert all(torch.equal(tensor, resumed.state_dict[name]) for name, tensor in uncut.state_dict.items())
+    assert uncut.metadata["metrics"] == resumed.metadata["metrics"]

@@ -59,6 +59,7 @@ def finish(run: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found_by", ["resume=", "the W&B run id"])
 def test_a_run_goes_on_from_its_mirror_on_an_empty_machine_bit_for_bit(
     found_by: str, emulator: Emulator, pictures: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
