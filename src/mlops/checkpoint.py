@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
+# In a run's folder: the best epoch, for the user; the present state, to go on from.
+BEST, LAST = "best_model.pth", "last.pth"
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def save(
             try:
                 torch.save(held, file)
             except RuntimeError as error:
-                # torch's writer ends its file even so, and what comes of that hides what was wrong: a full disk.
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+                # torch's writer ends its file even so, and what comes of that hides what was wrong: a full disk, a
+                # second Ctrl-C.
+                hidden = isinstance(error.__context__, OSError | KeyboardInterrupt | SystemExit)
+                raise error.__context__ if error.__context__ and hidden else error from None
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(envelope.METADATA, text)
 

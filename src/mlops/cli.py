@@ -219,11 +219,13 @@ def reproduce(
     """Train again from what a checkpoint says, and compare every epoch: exit code 0 if identical, 1 if not."""
     import logging
 
+    from mlops import stopping
     from mlops.progress import ConsoleHandler
     from mlops.reproduce import reproduce as train_again
     from mlops.reproduce import show_proof
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    stopping.listen()
     proof = train_again(checkpoint, epochs=epochs, data=data, processed=processed, outputs=outputs, allow=allow or ())
     if as_json:
         _print(json.dumps(proof.as_json(), indent=1, allow_nan=False) + "\n")

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from mlops.checkpoint import LAST
 from mlops.errors import MlopsError, one_line, shorten
 from mlops.storage import Bucket, ask, open_bucket
 
@@ -30,7 +31,6 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 # After so long without an answer it is said, whether or not the library has given up.
 SILENCE = 120.0
 
-LAST = "last.pth"
 LINKS = "by-wandb-id"
 # Ours, written to prove at the start that a run can be mirrored.
 PROOF = ".mirror"
@@ -65,6 +65,9 @@ class Mirror:
 
     def __enter__(self) -> Self:
         if self._url is None:
+            return self
+        if _is_folder(self._url, self._run, self._folder):
+            log.info(f"{self._folder} is where its run is mirrored; nothing has to be copied")
             return self
         try:
             bucket = open_bucket(self._url, CHECK_TIMEOUT)
@@ -177,6 +180,12 @@ class Mirror:
             warned, self._warned = self._warned, True
         if not warned and self._bucket:
             log.warning(f"{self._bucket.url}: {reason}; training goes on and the newest save is tried again")
+
+
+def _is_folder(url: str, run: str, folder: Path) -> bool:
+    """Whether the mirror of a run is its own folder: it goes on where it was copied to, on a network share."""
+    place = Path(url.removeprefix("file://")) / run
+    return place.exists() and folder.exists() and place.samefile(folder)
 
 
 def link_name(wandb_run_id: str) -> str:

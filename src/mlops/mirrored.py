@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from mlops.checkpoint import read_metadata
+from mlops.checkpoint import LAST, read_metadata
 from mlops.errors import MlopsError
 from mlops.files import atomic, safe_relative
-from mlops.mirror import LAST, LINKS, PROOF, link_name
+from mlops.mirror import LINKS, PROOF, link_name
 from mlops.progress import Bar, bar
 from mlops.storage import Bucket, Entry, ask, open_bucket, same, shown
 

@@ -36,9 +36,12 @@ class Proof:
     Args:
         epochs: how many epochs were trained and compared.
         places: how this code, these versions and this machine differ from those of the file, a line each.
-        first_different: the first epoch, from 1, whose weights or metrics differ; None where none does.
+        first_different: the first epoch, from 1, whose weights or metrics differ, or that only one of the two has; None
+            where none does.
+        claims: what the file says of itself and training again does not, a line each: classes, input, kept epoch, ...
         differences: the metrics of that epoch that differ, and those of the whole run where all of it was trained.
-        largest_weight: of the kept weights, the largest absolute difference; None where they were not trained so far.
+        same_weights: whether the kept weights are the same, bit for bit; None where they were not trained so far.
+        largest_weight: their largest absolute difference, for a reader.
         folder: the run that was trained for this.
     """
 
@@ -47,12 +50,14 @@ class Proof:
     epochs: int = 0
     places: list[str] = field(default_factory=list)
     first_different: int | None = None
+    claims: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
+    same_weights: bool | None = None
     largest_weight: float | None = None
 
     @property
     def identical(self) -> bool:
-        return self.first_different is None and not self.differences and not self.largest_weight
+        return self.first_different is None and not (self.differences or self.claims) and self.same_weights is not False
 
     def as_json(self) -> dict[str, Any]:
         """All of it in plain values; what is not finite is null."""
@@ -81,11 +86,15 @@ def reproduce(
         MlopsError: the file cannot be read, was not trained here, or its data or its start weights are not at hand.
     """
     from mlops import checkpoint, targets
+    from mlops.checkpoint import BEST
     from mlops.config import config_folder
     from mlops.entrypoint import Run
+    from mlops.provenance import describe_differences
     from mlops.train import train
 
     file = checkpoint.read(path)
+    if "resume" in file.metadata:
+        raise MlopsError(f"{path}: holds a run between two steps; name the {BEST} beside it")
     known = file.metadata["epoch_digests"]
     if not known:
         raise MlopsError(
@@ -116,8 +125,19 @@ def reproduce(
     folder.mkdir(parents=True)
     overrides = tuple(file.metadata["overrides"])
     train(config, Run(folder, sweep=False, allowed=allowed, overrides=overrides, until=until, after_epoch=compare))
-    again = checkpoint.read(folder / "best_model.pth")
-    if again.metadata["epoch"] == file.metadata["epoch"]:
+    if proof.first_different is None and proof.epochs != (until or len(known)):
+        proof.first_different = proof.epochs + 1
+    again = checkpoint.read(folder / BEST)
+    told = ("classes", "input", "data") if until else ("classes", "input", "data", "epoch", "step", "temperature")
+    proof.claims = [
+        line
+        for name in told
+        for line in describe_differences({name: file.metadata[name]}, {name: again.metadata[name]})
+        if name != "data" or file.metadata[name]["counts"] != again.metadata[name]["counts"]
+    ]
+    if until is None or again.metadata["epoch"] == file.metadata["epoch"]:
+        # Not by how far they are apart: -0.0 is as large as 0.0, and NaN compares as nothing.
+        proof.same_weights = file.metadata["weights_digest"] == again.metadata["weights_digest"]
         proof.largest_weight = _largest_difference(file, again)
     if until is None:
         found = {difference.name for difference in proof.differences}
@@ -208,10 +228,10 @@ def _largest_difference(one: "Checkpoint", other: "Checkpoint") -> float:
     return largest
 
 
-def _weights(largest: float | None) -> str:
-    if largest is None:
+def _weights(proof: Proof) -> str:
+    if proof.same_weights is None:
         return "not trained so far"
-    return f"differ by up to {largest:.3g}" if largest else "identical"
+    return "identical" if proof.same_weights else f"differ by up to {proof.largest_weight:.3g}"
 
 
 def show_proof(path: Path, proof: Proof) -> None:
@@ -224,7 +244,8 @@ def show_proof(path: Path, proof: Proof) -> None:
         [
             ("verdict", verdict),
             ("epochs compared", proof.epochs),
-            ("kept weights", _weights(proof.largest_weight)),
+            ("kept weights", _weights(proof)),
+            *[("the file says", line) for line in proof.claims],
             *[("elsewhere", line) for line in proof.places],
             ("trained in", proof.folder),
         ],

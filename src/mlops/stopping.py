@@ -81,5 +81,7 @@ def _hear(number: int, _frame: FrameType | None) -> None:
 def _stop(how: signal.Signals) -> None:
     if how == signal.SIGINT:
         raise KeyboardInterrupt
+    # Sent again, it must not end the interpreter while that ends by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log.warning("SIGTERM: stopping")
     raise SystemExit(143)

@@ -16,7 +16,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import Future, wait
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from mlops.config import TrackingConfig, goal
+from mlops.deadline import within
 from mlops.errors import MlopsError, one_line
 from mlops.files import write_text, writing_to
 from mlops.tables import to_copy
@@ -105,7 +105,7 @@ class Tracker:
         run = self._run
         seconds = STOP_TIMEOUT if isinstance(error, KeyboardInterrupt | SystemExit) else END_TIMEOUT
         try:
-            _within(seconds - 1, lambda: run.finish(exit_code=_exit_code(error)))
+            within(seconds - 1, lambda: run.finish(exit_code=_exit_code(error)))
             self._supersede()
         except Exception as problem:
             self._lose(problem)
@@ -307,7 +307,7 @@ class Tracker:
             return run
 
         self.run_id = self.run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-        run = _within(START_TIMEOUT + CALL_TIMEOUT, begin)
+        run = within(START_TIMEOUT + CALL_TIMEOUT, begin)
         self.run_id = run.id
         return run
 
@@ -317,7 +317,7 @@ class Tracker:
             return False
         run = self._run
         try:
-            _within(seconds or CALL_TIMEOUT, lambda: action(run))
+            within(seconds or CALL_TIMEOUT, lambda: action(run))
             return True
         except Exception as error:
             if isinstance(error, TimeoutError) or _disk_is_full(error) or self._core_has_ended():
@@ -385,7 +385,7 @@ class Tracker:
             wandb.teardown()
 
         with contextlib.suppress(Exception):
-            _within(1, forget)
+            within(1, forget)
 
 
 def _line(metrics: dict[str, float]) -> str:
@@ -405,26 +405,6 @@ def _parsed(line: str) -> Any:
     with contextlib.suppress(ValueError):
         return json.loads(line) if line.endswith("\n") else None
     return None
-
-
-def _within(seconds: float, action: Callable[[], T]) -> T:
-    """The result of `action`, or what it raises; a `TimeoutError` when it takes longer, and it is left to itself."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except Exception as error:
-            future.set_exception(error)
-        except BaseException as error:  # W&B's own, as the `sys.exit` in its teardown: not the run's to obey
-            future.set_exception(RuntimeError(f"{type(error).__name__}: {one_line(error)}"))
-
-    threading.Thread(target=work, name="wandb", daemon=True).start()
-    end = time.monotonic() + seconds
-    # In slices: on Windows, Ctrl-C does not interrupt a wait.
-    while not future.done() and (left := end - time.monotonic()) > 0:
-        wait([future], min(left, 0.2))
-    return future.result(0)
 
 
 def _reason(error: Exception) -> str:

@@ -43,6 +43,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     import torch
 
     from mlops import checkpoint, tables
+    from mlops.checkpoint import BEST, LAST
     from mlops.data.augment import build_augment
     from mlops.data.batches import Batches, evaluation_batch
     from mlops.data.prepare import build_index, prepare
@@ -59,7 +60,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.training.loss import build_loss
     from mlops.training.profile import profiling
     from mlops.training.record import continue_story, describe_run
-    from mlops.training.saves import BEST, LAST, Saves
+    from mlops.training.saves import Saves
     from mlops.training.schedule import build_schedule
     from mlops.training.start import load_start, read_start
 
@@ -299,11 +300,11 @@ def finish(
     epoch and on the test split, and how many images that has. A run that is killed in here does all of it again.
     """
     from mlops import checkpoint
+    from mlops.checkpoint import BEST
     from mlops.evaluation.calibration import fit_temperature
     from mlops.evaluation.evaluate import evaluate_prepared, predict_split
     from mlops.evaluation.report import worst_mistakes, write_report
     from mlops.evaluation.scores import overall_metrics
-    from mlops.training.saves import BEST
 
     path, classes = saves.folder / BEST, data.classes
     # A copy, for the run's own weights go into last.pth once more; read back, so that what is scored is what was kept.

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mlops import checkpoint
-from mlops.checkpoint import Checkpoint
+from mlops.checkpoint import BEST, LAST, Checkpoint
 from mlops.errors import MlopsError
 from mlops.training.loop import REMEDY, Metrics, Position, check_finite
 from mlops.training.record import best_epoch, describe_epoch
 from mlops.training.state import capture, restore
-
-BEST, LAST = "best_model.pth", "last.pth"
 
 
 class Saves:
