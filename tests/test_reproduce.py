@@ -102,6 +102,54 @@ def test_a_score_on_the_test_split_that_was_made_up_is_found(trained: Path, mlop
     assert [found["name"] for found in proof["differences"]] == ["test_loss"]
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("classes", lambda story: story["classes"].reverse()),
+        ("input", lambda story: story["input"].update(mean=[0.9] * 3)),
+        ("temperature", lambda story: story.update(temperature=0.05)),
+        ("epoch", lambda story: story.update(epoch=1, metrics=story["metrics"] | {"epoch": 1})),
+    ],
+)
+def test_whatever_else_a_file_claims_is_compared(
+    name: str, change: Callable[[dict[str, Any]], None], trained: Path, mlops_command: Command
+):
+    if name == "epoch":  # a kept epoch that was another, and weights that were not looked at for it
+
+        def lie(weights: dict[str, Any], story: dict[str, Any]) -> None:
+            first = next(iter(weights))
+            weights[first] = weights[first] + 1
+            change(story)
+    else:
+
+        def lie(weights: dict[str, Any], story: dict[str, Any]) -> None:
+            change(story)
+
+    done = mlops_command("reproduce", rewrite(trained, lie), "--json")
+    proof = json.loads(done.out)
+    assert (done.code, proof["identical"]) == (1, False)
+    assert any(line.startswith(f"{name} ") for line in proof["claims"])
+    assert proof["same_weights"] == (name != "epoch")
+
+
+def test_epochs_that_never_were_are_found(trained: Path, mlops_command: Command):
+    def change(weights: dict[str, Any], story: dict[str, Any]) -> None:
+        story["history"].append(story["history"][-1] | {"epoch": 4})
+        story["epoch_digests"].append("0" * 64)
+
+    proof = json.loads(mlops_command("reproduce", rewrite(trained, change), "--json").out)
+    assert (proof["identical"], proof["epochs"], proof["first_different"]) == (False, 3, 4)
+
+
+def test_a_last_pth_is_not_what_a_file_claims(trained: Path, workplace: Path, mlops_command: Command):
+    (last,) = workplace.glob("outputs/*/*/last.pth")
+    done = mlops_command("reproduce", last)
+    assert (done.code, done.errors) == (
+        2,
+        [f"{last}: holds a run between two steps; name the best_model.pth beside it"],
+    )
+
+
 def test_what_differs_in_code_versions_and_machine_is_said_first(trained: Path, mlops_command: Command):
     def change(weights: dict[str, Any], story: dict[str, Any]) -> None:
         story["environment"]["torch"] = "2.0.0"

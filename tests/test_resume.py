@@ -313,6 +313,7 @@ def stopped(pictures: Path, workplace: Path, hydra_command: Command, at_step: An
     at_step(5, terminate)
     assert hydra_command("train", *RUN, f"data.root={pictures}", "training.optimizer.lr=0.004").code == 143
     at_step(-1, die)
+    stopping.listen()  # this process has heard what a process hears once
     return runs(workplace)[0]
 
 
@@ -338,8 +339,10 @@ def test_what_does_not_change_the_run_may_be_asked_for_anew_and_the_rest_said_ag
             ["training.optimizer.lr=0.1", "seed=3"],
             ["training.optimizer.lr=0.1: the run in {run} has 0.004", "seed=3: the run in {run} has 0"],
         ),
-        (["+model.depth=3"], []),
-        (["~augment.flip"], []),
+        (["+model.depth=3"], ["model.depth=3: "]),
+        (["~augment.flip"], ["augment.flip: is missing"]),
+        (["hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN: a run that goes on has its folder already; leave it out"]),
+        (["hydra.run.dir=elsewhere"], ["hydra.run.dir=elsewhere: a run that goes on has its folder already"]),
         (["data=digits"], ["data.source=digits: the run in {run} has folder"]),
         (["model=tinycnn", "~model.width"], ["model._target_=mlops.models.TinyCNN: the run in {run} has mlops.models"]),
         (["experiment=gtsrb"], ["training.epochs=30: the run in {run} has 4"]),
@@ -417,7 +420,7 @@ def test_a_finished_run_is_left_as_it_is(pictures: Path, workplace: Path, hydra_
             "outputs/nowhere",
             "resume=outputs/nowhere: no such folder; name a run's: outputs/<date>/<time>-<id>, or latest",
         ),
-        (".", "resume=.: is not the folder of a run: neither last.pth nor .hydra/config.yaml is there"),
+        (".", "resume=.: is not the folder of a run: neither last.pth nor .hydra/composed.json is there"),
     ],
 )
 def test_a_run_that_is_not_there_is_one_line(wanted: str, problem: str, workplace: Path, hydra_command: Command):
@@ -426,6 +429,81 @@ def test_a_run_that_is_not_there_is_one_line(wanted: str, problem: str, workplac
     (line,) = done.errors
     assert line.startswith(problem)
     assert list(workplace.iterdir()) == []
+
+
+def test_another_root_config_is_another_run(stopped: Path, workplace: Path, hydra_command: Command):
+    (workplace / "own").mkdir()
+    (workplace / "own" / "mine.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 7\n")
+    done = hydra_command("train", "--config-dir", "own", "--config-name", "mine", f"resume={stopped}")
+    assert done.code == 2
+    assert done.errors == [f"--config-name=mine: the run in {stopped} was started without it; leave it out"]
+
+
+def test_latest_is_the_newest_that_was_saved(stopped: Path, pictures: Path, workplace: Path, hydra_command: Command):
+    refused = hydra_command("train", *RUN, f"data.root={pictures}", "run.mirror=/no/such/folder")
+    assert refused.code == 2
+    assert len(runs(workplace)) == 2
+    assert hydra_command("train", "resume=latest").code == 0
+    assert (stopped / "best_model.pth").exists()
+
+
+def test_a_trial_that_goes_on_is_still_one_of_many(
+    pictures: Path, workplace: Path, hydra_command: Command, at_step: Any
+):
+    at_step(5, terminate)
+    assert hydra_command("train", "--multirun", *RUN, f"data.root={pictures}", "seed=1,2").code == 143
+    at_step(-1, die)
+    assert hydra_command("train", "resume=latest").code == 0
+    assert not (workplace / "models/latest/best_model.pth").exists()
+
+
+def _forge(
+    path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]], None]
+) -> None:
+    """Change a last.pth and make its digests anew, as anybody can."""
+    read = checkpoint.read(path)
+    story = json.loads(json.dumps(read.metadata))
+    weights, tensors = dict(read.state_dict), dict(read.resume_tensors)
+    change(weights, story, tensors)
+    for made in ("format", "digest", "weights_digest", "resume_digest"):
+        story.pop(made, None)
+    checkpoint.save(path, weights, story, tensors)
+
+
+def _first(tensors: dict[str, torch.Tensor], prefix: str) -> str:
+    return next(name for name in tensors if name.startswith(prefix))
+
+
+FORGERIES: dict[str, Callable[[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]], Any]] = {
+    "an epoch that was not": lambda w, s, t: s["resume"].update(epoch=3),
+    "a negative epoch": lambda w, s, t: s["resume"].update(epoch=-1),
+    "a step beyond the epoch": lambda w, s, t: s["resume"].update(step=77),
+    "no step, but losses": lambda w, s, t: s["resume"].update(step=0),
+    "losses of more steps": lambda w, s, t: t.update({"epoch.losses": torch.zeros(60)}),
+    "no labels": lambda w, s, t: t.pop("epoch.labels"),
+    "a class that is none": lambda w, s, t: t.update({"epoch.labels": t["epoch.labels"] + 9}),
+    "a moment of another shape": lambda w, s, t: t.update({_first(t, "optimizer.0.exp_avg"): torch.zeros(3)}),
+    "a moment that is missing": lambda w, s, t: t.pop(_first(t, "optimizer.0.exp_avg")),
+    "a parameter that is none": lambda w, s, t: t.update({"optimizer.zz.exp_avg": torch.zeros(3)}),
+    "no settings of the optimizer": lambda w, s, t: s["resume"]["optimizer"].update(groups=[]),
+    "a setting that is text": lambda w, s, t: s["resume"]["optimizer"]["groups"][0].update(lr="0.1"),
+    "betas that are one": lambda w, s, t: s["resume"]["optimizer"]["groups"][0].update(betas=[0.9]),
+    "a scaler": lambda w, s, t: s["resume"].update(scaler={"scale": 1.0}),
+    "weights that are missing": lambda w, s, t: w.pop(next(iter(w))),
+    "best weights that are missing": lambda w, s, t: t.pop(_first(t, "best.")),
+    "weights of another network": lambda w, s, t: w.update({next(iter(w)): torch.zeros(7)}),
+}
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_forged_state_is_one_line_and_trains_nothing(kind: str, stopped: Path, hydra_command: Command):
+    _forge(stopped / "last.pth", FORGERIES[kind])
+    before = (stopped / "last.pth").read_bytes()
+    done = hydra_command("train", f"resume={stopped}")
+    assert done.code == 2, done.err
+    assert 1 <= len(done.errors) <= 2
+    assert "Traceback" not in done.err
+    assert (stopped / "last.pth").read_bytes() == before
 
 
 def test_resume_and_multirun_exclude_each_other(workplace: Path, hydra_command: Command):
@@ -441,7 +519,8 @@ def test_a_damaged_last_pth_is_one_line_and_stays_for_whoever_wants_to_look(stop
     last.write_bytes(content)
     done = hydra_command("train", f"resume={stopped}")
     assert done.code == 2
-    assert len(done.errors) == 1
+    (line,) = done.errors
+    assert "does not match its digest; it was changed or damaged" in line
     assert last.read_bytes() == content
 
 

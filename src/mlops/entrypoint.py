@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -124,10 +125,13 @@ def _job(
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN or "WANDB_SWEEP_ID" in os.environ
         try:
-            said = settings.overrides.task if resumed is None else resumed.overrides
-            overrides = (*flags, *(text.removeprefix("++") for text in said))
+            said = (*flags, *(text.removeprefix("++") for text in settings.overrides.task))
+            overrides = resumed.overrides if resumed else said
             folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
             config = resumed.config if resumed else _plain(composed)
+            sweep = resumed.sweep if resumed else sweep
+            if name == "train" and resumed is None:
+                resume.write_composed(folder, config, overrides, sweep)
             with only_one(folder) if name == "train" else nullcontext():
                 task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
         except MlopsError as error:
@@ -159,12 +163,16 @@ def _find_resumed(
     composed = compose(list(overrides))
     if isinstance(composed, str) or (wanted := resume.wanted_run(composed)) is None:
         return None
+    if steering := [text for text in overrides if re.match(r"[+~]*hydra\.(mode|run|sweep|output_subdir)\b", text)]:
+        raise MlopsError([f"{text}: a run that goes on has its folder already; leave it out" for text in steering])
 
     def explicit_keys(text: str) -> list[str]:
         override = OverridesParser.create().parse_override(text)
         key = override.key_or_group
         if not _is_group(override, folders):
             return [] if key.split(".")[0] == "hydra" else resume.settings_of(_at(composed, key), key)
+        if text in saved.overrides:
+            return []  # said again, word for word
         without = compose([other for other in overrides if other != text])
         own = resume.settings_of(composed[key], key) if key in composed else []
         if isinstance(without, str):
@@ -174,6 +182,10 @@ def _find_resumed(
 
     folder = resume.find_run(wanted, Path(composed["paths"]["outputs"]))
     saved = resume.read_saved(folder)
+    if arguments.config_name and arguments.config_name not in saved.overrides:
+        raise MlopsError(
+            f"--config-name={arguments.config_name}: the run in {folder} was started without it; leave it out"
+        )
     if "://" in wanted:
         saved.config["run"]["mirror"] = resume.mirror_of(wanted, folder)
     merged = resume.merge(saved, overrides, composed, explicit_keys)

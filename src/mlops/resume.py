@@ -1,24 +1,23 @@
 """Going on with a run: which folder, with which config, and what may differ from how it was started."""
 
 import copy
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from mlops import config as schema
 from mlops import mirrored
-from mlops.checkpoint import read_metadata
+from mlops.checkpoint import LAST, read_metadata
 from mlops.errors import MlopsError, one_line
+from mlops.files import write_text
 
-LAST = "last.pth"
+# In a run's folder, beside what Hydra writes there.
+COMPOSED = ".hydra/composed.json"
 
-# What provably does not change the weights of a run: where things are, what is told to whom, how often it is saved.
+# Settings that do not change the weights of a run: where things are, what is told to whom, how often it is saved.
 # The data's place is among them because its fingerprint is compared.
 _FREE = (
     *("resume", "promote", "run.", "tracking.", "paths.", "data.root", "data.downloads", "data.workers"),
@@ -29,13 +28,14 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Saved:
-    """A run that can go on: its folder, its config as plain values, the overrides it was started with, and whether it
-    came so far as to write a last.pth.
+    """A run that can go on: its folder, its config as plain values, the overrides it was started with, whether it is
+    one of a sweep's many, and whether it came so far as to write a last.pth.
     """
 
     folder: Path
     config: dict[str, Any]
     overrides: tuple[str, ...]
+    sweep: bool
     started: bool
 
 
@@ -62,7 +62,10 @@ def find_run(wanted: str, outputs: Path) -> Path:
     if "://" in wanted:
         return mirrored.fetch(mirrored.latest(wanted) or wanted, outputs)
     if wanted == "latest":
-        runs = sorted(path.parent for path in outputs.glob("*/*/.hydra"))
+        # One that was refused at its start, or killed before its first save, does not hide the one before.
+        runs = sorted(path.parent for path in outputs.glob(f"*/*/{LAST}")) or sorted(
+            path.parent for path in outputs.glob(f"*/*/{COMPOSED}")
+        )
         if not runs:
             raise MlopsError(f"resume=latest: {outputs} holds no run; start one, or name its folder")
         return runs[-1]
@@ -71,8 +74,8 @@ def find_run(wanted: str, outputs: Path) -> Path:
         folder = folder.parent
     if not folder.is_dir():
         raise MlopsError(f"resume={wanted}: no such folder; name a run's: outputs/<date>/<time>-<id>, or latest")
-    if not (folder / LAST).exists() and not (folder / ".hydra" / "config.yaml").exists():
-        raise MlopsError(f"resume={wanted}: is not the folder of a run: neither {LAST} nor .hydra/config.yaml is there")
+    if not (folder / LAST).exists() and not (folder / COMPOSED).exists():
+        raise MlopsError(f"resume={wanted}: is not the folder of a run: neither {LAST} nor {COMPOSED} is there")
     return folder
 
 
@@ -82,8 +85,17 @@ def mirror_of(url: str, folder: Path) -> str:
     return url.rstrip("/").removesuffix(name).rstrip("/")
 
 
+def write_composed(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], sweep: bool) -> None:
+    """Keep what a run was started with, resolved, for one that is killed before its first save.
+
+    Hydra's own files are not: going on would resolve `${oc.env:...}` in them once more.
+    """
+    text = json.dumps({"config": config, "overrides": list(overrides), "sweep": sweep}, indent=1, ensure_ascii=False)
+    write_text(folder / COMPOSED, text + "\n")
+
+
 def read_saved(folder: Path) -> Saved:
-    """The run in `folder` and its config: that of last.pth, or what Hydra wrote before the first one was saved.
+    """The run in `folder` and its config: that of last.pth, or what was composed before the first one was saved.
 
     Raises:
         MlopsError: last.pth is damaged, or no config can be read.
@@ -91,19 +103,19 @@ def read_saved(folder: Path) -> Saved:
     last = folder / LAST
     if last.exists():
         metadata = read_metadata(last)
-        if not isinstance(metadata.get("resume"), Mapping):
-            raise MlopsError(f"{last}: holds no state to go on from; it is a finished model, not a last.pth")
-        return Saved(folder, schema.complete(metadata["config"]), tuple(metadata["overrides"]), True)
-    written = folder / ".hydra" / "config.yaml"
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
-        overrides = OmegaConf.to_container(OmegaConf.load(written.with_name("overrides.yaml")))
-    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise MlopsError(f"{written.parent}: cannot be read: {one_line(error)}") from error
-    if not isinstance(raw, dict) or not isinstance(overrides, list):
-        raise MlopsError(f"{written}: is not a config")
-    config = schema.complete({str(key): value for key, value in raw.items()})
-    return Saved(folder, config, tuple(str(text).removeprefix("++") for text in overrides), False)
+        if "resume" not in metadata:
+            raise MlopsError(f"{last}: holds no state to go on from; it is a finished model, not a {LAST}")
+        told, sweep = metadata, metadata["resume"]["sweep"]
+    else:
+        try:
+            told = json.loads((folder / COMPOSED).read_text(encoding="utf-8"))
+            sweep = told["sweep"]
+            if not isinstance(told["config"], dict) or not isinstance(told["overrides"], list):
+                raise TypeError("it holds no config")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MlopsError(f"{folder / COMPOSED}: cannot be read: {one_line(error)}; start a new run") from error
+    overrides = tuple(str(text) for text in told["overrides"] or ())
+    return Saved(folder, schema.complete(told["config"]), overrides, bool(sweep), last.exists())
 
 
 def merge(
@@ -123,8 +135,6 @@ def merge(
     """
     merged, problems = copy.deepcopy(saved.config), []
     for text in overrides:
-        if text.removeprefix("++") in saved.overrides:
-            continue  # said again, word for word
         for key in explicit_keys(text):
             new, old = _look_up(composed, key), _look_up(saved.config, key)
             if _is_free(key):

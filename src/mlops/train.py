@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlops import config as schema
 from mlops import stopping, targets
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from mlops.data.batches import Batch, Batches
     from mlops.data.prepare import Prepared
@@ -63,6 +64,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.training.saves import Saves
     from mlops.training.schedule import build_schedule
     from mlops.training.start import load_start, read_start
+    from mlops.training.state import Bounds
 
     settings, seed, size = config.training, config.seed, config.data.image_size
     last = run.folder / LAST
@@ -119,7 +121,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
     # What is evaluated and kept: the network, or the moving average of its weights.
     kept, after_update = follow(model, settings.ema)
-    optimizer = targets.build(settings.optimizer, "training.optimizer", run.allowed, model.parameters())
+
+    def build_optimizer(parameters: "list[nn.Parameter]") -> "Optimizer":
+        return cast("Optimizer", targets.build(settings.optimizer, "training.optimizer", run.allowed, parameters))
+
+    optimizer = build_optimizer(list(model.parameters()))
     schedule = build_schedule(settings.schedule, settings.epochs * steps)
     highest = optimizer.param_groups[0]["lr"]
     step = make_step(
@@ -163,10 +169,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         optimizer=optimizer,
         scaler=scaler,
         learning_rate=learning_rate,
+        sweep=run.sweep,
         after_save=mirror.copy,
     )
     if saved:
-        saves.restore(saved)
+        saves.restore(saved, Bounds(settings.epochs, steps, in_batch, len(classes)), build_optimizer)
         log.info(f"going on in {run.folder} after epoch {saves.position.epoch}, step {saves.position.step} of {steps}")
     position, before = saves.position, (saves.position.epoch * steps + saves.position.step) * in_batch
 

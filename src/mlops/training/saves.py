@@ -15,7 +15,7 @@ from mlops.checkpoint import BEST, LAST, Checkpoint
 from mlops.errors import MlopsError
 from mlops.training.loop import REMEDY, Metrics, Position, check_finite
 from mlops.training.record import best_epoch, describe_epoch
-from mlops.training.state import capture, restore
+from mlops.training.state import Bounds, capture, check, restore
 
 
 class Saves:
@@ -26,6 +26,7 @@ class Saves:
         model: the network that learns; `kept`: the one that is evaluated and kept.
         position: where the run is. It moves along as the run does.
         learning_rate: of an epoch and a step, to name where a loss is not finite.
+        sweep: whether it is one of a sweep's many, which stays so when it goes on.
         after_save: called with each file once it is whole.
     """
 
@@ -41,6 +42,7 @@ class Saves:
         optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
         learning_rate: Callable[[int, int], float],
+        sweep: bool,
         after_save: Callable[[Path], None],
     ) -> None:
         self.folder = folder
@@ -54,6 +56,7 @@ class Saves:
         self._model, self._kept = model, kept
         self._optimizer, self._scaler = optimizer, scaler
         self._learning_rate = learning_rate
+        self._sweep = sweep
         self._after_save = after_save
         self._best: dict[str, Tensor] | None = None
 
@@ -62,9 +65,28 @@ class Saves:
         """The metrics of the best epoch so far."""
         return best_epoch(self.history, self._monitor)
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Be where the run was that wrote this last.pth."""
+    def restore(
+        self, saved: Checkpoint, bounds: Bounds, build_optimizer: Callable[[list[nn.Parameter]], Optimizer]
+    ) -> None:
+        """Be where the run was that wrote this last.pth.
+
+        Raises:
+            MlopsError: it is none that a run like this one writes; with all that is wrong.
+        """
         metadata = saved.metadata
+        problems = check(
+            saved.resume_tensors,
+            metadata["resume"],
+            saved.state_dict,
+            len(metadata["history"]),
+            bounds,
+            model=self._model,
+            kept=self._kept,
+            build_optimizer=build_optimizer,
+            scaler=self._scaler,
+        )
+        if problems:
+            raise MlopsError([f"{self.folder / LAST}: resume: {problem}" for problem in problems])
         self.history = [dict(metrics) for metrics in metadata["history"]]
         self.digests = list(metadata["epoch_digests"])
         self.tracker_id = metadata["resume"]["tracker"]
@@ -111,7 +133,7 @@ class Saves:
         now = describe_epoch(self.history[-1] if self.history else {}, self.history, self._steps)
         story = self.story | now | {"epoch_digests": self.digests}
         story["step"] = position.epoch * self._steps + position.step
-        story["resume"] = plain | {"tracker": self.tracker_id, "finished": finished}
+        story["resume"] = plain | {"tracker": self.tracker_id, "sweep": self._sweep, "finished": finished}
         self._write(LAST, self._kept.state_dict(), story, tensors)
 
     def finish(self, metrics: Metrics, temperature: float) -> dict[str, Any]:
