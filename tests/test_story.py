@@ -15,7 +15,7 @@ from conftest import Command
 from mlops import checkpoint, config
 from mlops.errors import MlopsError
 from mlops.story import config_as_yaml, differences
-from samples import QUICK, story
+from samples import QUICK, position, story
 
 LATEST = "models/latest/best_model.pth"
 
@@ -56,7 +56,7 @@ def test_a_page_tells_what_how_well_and_where_from(mlops_command: Command, workp
 def test_a_page_says_that_a_training_has_not_ended(mlops_command: Command, workplace: Path):
     saved(workplace / "best.pth")
     assert "1 of 20, best val_Accuracy; the training has not ended" in mlops_command("info", "best.pth").out
-    saved(workplace / "last.pth", resume={"epoch": 1, "step": 3}, step=17)
+    saved(workplace / "last.pth", resume=position(epoch=1, step=3), step=17)
     assert "1 of 20 epochs done, at step 17; it can go on from here" in mlops_command("info", "last.pth").out
     saved(workplace / "start.pth", resume={}, metrics={}, history=[], epoch=0, step=0)
     assert "0 of 20 epochs done, at step 0" in mlops_command("info", "start.pth").out
@@ -64,7 +64,9 @@ def test_a_page_says_that_a_training_has_not_ended(mlops_command: Command, workp
 
 def test_a_page_says_that_weights_were_adopted(mlops_command: Command, workplace: Path):
     data = dict.fromkeys(("name", "fingerprint", "dvc_md5", "split_seed", "counts"))
-    saved(workplace / "x.pth", adopted={"file": "theirs.pt"}, data=data, metrics={}, history=[], epoch=0, step=0)
+    known = {"file": "theirs.pt", "sha256": "0" * 64, "entry": None, "by": "0.1.0", "assumed": []}
+    before = {"metrics": {}, "history": [], "epoch_digests": [], "epoch": 0, "step": 0, "overrides": None}
+    saved(workplace / "x.pth", adopted=known, data=data, **before)
     page = " ".join(mlops_command("info", "x.pth").out.split())
     assert "adopted weights that were trained elsewhere" in page
     assert "data not known" in page
@@ -184,6 +186,7 @@ def test_what_differs_is_named_by_section_and_key(mlops_command: Command, workpl
     other["config"]["model"]["norm"] = None
     other["classes"] = ["cat", "dog"]
     other["history"] = [other["metrics"], other["metrics"] | {"epoch": 2}]
+    other["epoch_digests"] *= 2
     saved(workplace / "a.pth")
     other["environment"]["threads"] = 2
     saved(workplace / "b.pth", 2.0, **other)
@@ -204,7 +207,7 @@ def test_what_differs_is_named_by_section_and_key(mlops_command: Command, workpl
     found = json.loads(mlops_command("diff", "a.pth", "b.pth", "--json").out)["differences"]
     assert found["config"]["training.optimizer.lr"] == {"a": 0.01, "b": 0.02}
     assert found["config"]["model.norm"] == {"b": None}
-    assert set(found) == {"weights", "config", "classes", "environment", "metrics"}
+    assert set(found) == {"weights", "config", "classes", "environment", "metrics", "training"}
 
 
 def test_every_field_is_compared():

@@ -273,13 +273,13 @@ def _misfits(model: "nn.Module", weights: "Mapping[str, Tensor]", classes: int) 
     unknown = [name for name in weights if name not in wanted]
     problems = [f"its weights lack {shorten(missing)}"] if missing else []
     problems += [f"its weights hold {shorten(unknown)}, which its model does not have"] if unknown else []
+    others = []
     for name, tensor in wanted.items():
         if name in weights and (found := weights[name]).shape != tensor.shape:
-            problems.append(
-                f"its weights do not fit its model: {name} is {list(found.shape)}, not {list(tensor.shape)}"
-            )
+            others.append(f"{name} is {list(found.shape)}, not {list(tensor.shape)}")
         elif name in weights and found.dtype != tensor.dtype:
-            problems.append(f"its weights do not fit its model: {name} is {found.dtype}, not {tensor.dtype}")
+            others.append(f"{name} is {found.dtype}, not {tensor.dtype}")
+    problems += [f"its weights do not fit its model: {shorten(others)}"] if others else []
     head = f"{find_head(model, classes)}.weight"
     if head in weights and weights[head].dim() and len(weights[head]) != classes:
         problems.append(f"it names {classes} classes, but its head {head} gives {len(weights[head])}")

@@ -13,7 +13,6 @@ import os
 import pickle
 import pickletools
 import re
-import stat
 import struct
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mlops.errors import MlopsError, one_line
+from mlops.files import check_regular
 
 # torch reads only files whose entries all lie in one folder; it names it "archive" when it writes to an open file.
 METADATA = "archive/metadata.json"
@@ -97,12 +97,9 @@ def opened(path: Path) -> Iterator[Envelope]:
         MlopsError: it is missing, cannot be read, or is not a ZIP as checkpoints are.
     """
     try:
-        # A pipe or a device would be waited for.
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
+        check_regular(path, str(path))
+        if path.is_dir():
             raise MlopsError(f"{path}: is a folder, not a checkpoint; name the file in it")
-        if not stat.S_ISREG(kind):
-            raise MlopsError(f"{path}: is not a file")
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MlopsError(f"{path}: no such file; train first (`invoke train`) or name another checkpoint") from error
@@ -115,6 +112,8 @@ def opened(path: Path) -> Iterator[Envelope]:
 def is_ours(path: Path) -> bool:
     """Whether a file looks like a checkpoint of this project; `opened` says whether it is."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             return METADATA in archive.namelist()
     except (OSError, *_UNREADABLE):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mlops.errors import MlopsError, one_line
+from mlops.files import check_regular
 from mlops.geometry import Filter, Resize
 
 # Of our metadata, not of ONNX.
@@ -54,10 +55,14 @@ def read(path: Path) -> OnnxFile:
     Raises:
         MlopsError: it is missing, no ONNX file, of a later format, without our metadata, or unsafe.
     """
+    check_regular(path, str(path))
     try:
-        if path.stat().st_size > MOST_BYTES:
+        # Before the bytes are in memory; and again, for a file that grows meanwhile.
+        large = path.stat().st_size > MOST_BYTES
+        with path.open("rb") as file:
+            content = b"" if large else file.read(MOST_BYTES + 1)
+        if large or len(content) > MOST_BYTES:
             raise MlopsError(f"{path}: is larger than {MOST_BYTES:,} bytes; that is no ONNX file")
-        content = path.read_bytes()
     except FileNotFoundError as error:
         raise MlopsError(f"{path}: no such file; make one with: mlops export CHECKPOINT -o {path}") from error
     except OSError as error:
