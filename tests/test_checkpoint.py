@@ -115,6 +115,13 @@ def test_a_last_pth_before_its_first_step_holds_nothing_to_go_on_from_but_its_pl
     assert found.resume_tensors == {}
 
 
+def test_a_state_to_go_on_from_without_what_was_found_is_named(tmp_path: Path, model: torch.nn.Module):
+    told, found = story(resume=position(step=2)), {"epoch.losses": torch.zeros(2)}
+    checkpoint.save(tmp_path / "last.pth", model.state_dict(), told, found)
+    with pytest.raises(MlopsError, match=r"its state to go on from lacks epoch\.predictions, epoch\.labels$"):
+        checkpoint.read(tmp_path / "last.pth")
+
+
 def test_changed_weights_are_found(path: Path):
     def flip(name: str, data: bytes) -> bytes:
         return data[:9] + bytes([data[9] ^ 1]) + data[10:] if name == "archive/data/0" else data

@@ -58,7 +58,7 @@ def test_a_page_says_that_a_training_has_not_ended(mlops_command: Command, workp
     assert "1 of 20, best val_Accuracy; the training has not ended" in mlops_command("info", "best.pth").out
     saved(workplace / "last.pth", resume=position(epoch=1, step=3), step=17)
     assert "1 of 20 epochs done, at step 17; it can go on from here" in mlops_command("info", "last.pth").out
-    saved(workplace / "start.pth", resume={}, metrics={}, history=[], epoch=0, step=0)
+    saved(workplace / "start.pth", resume=position(), metrics={}, history=[], epoch_digests=[], epoch=0, step=0)
     assert "0 of 20 epochs done, at step 0" in mlops_command("info", "start.pth").out
 
 
@@ -155,6 +155,29 @@ def test_a_config_is_printed_as_one_that_trains_the_same_again(
     assert (changed["training"]["epochs"], changed["seed"]) == (1, 4)
     assert changed["training"]["optimizer"] == first["config"]["training"]["optimizer"]
     assert set(changed["augment"].values()) == {0.0}
+
+
+def test_a_printed_config_says_how_another_model_takes_the_place_of_this_one():
+    told = story()
+    told["config"]["model"] |= {"dropout": 0.1, "not: a\nname": 1}
+    page = config_as_yaml(told)
+    assert "left out: model=resnet18 ~model.width ~model.dropout\n" in page
+    assert yaml.safe_load(page)["model"]["width"] == 8
+
+
+def test_of_the_times_that_a_run_went_on_the_last_are_shown(mlops_command: Command, workplace: Path):
+    saved(workplace / "x.pth", resumed=[{"step": step} for step in range(1000, 1100)])
+    page = mlops_command("info", "x.pth").out
+    assert "100 times elsewhere" in page
+    assert "step 1099" in page
+    assert page.count("at step") == 3
+
+
+def test_a_model_for_onnx_is_pointed_to_predict(mlops_command: Command, workplace: Path):
+    (workplace / "m.onnx").write_bytes(b"x")
+    done = mlops_command("info", "m.onnx")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "is a model of `mlops export`, not a checkpoint; `mlops predict` takes it" in done.errors[0]
 
 
 def test_a_setting_that_came_later_is_printed_with_its_default():

@@ -114,7 +114,7 @@ def read(path: Path) -> Checkpoint:
     told = (metadata["weights_digest"], metadata.get("resume_digest", tensors_digest({})))
     if (tensors_digest(weights), tensors_digest(more)) != told:
         raise _changed(path)
-    if problems := [f"{path}: {problem}" for problem in _not_numbers(weights)]:
+    if problems := [f"{path}: {problem}" for problem in (*_not_numbers(weights), *_lacks(metadata, more))]:
         raise MlopsError(problems)
     return Checkpoint(weights, metadata, more)
 
@@ -262,6 +262,14 @@ def _not_numbers(weights: "Mapping[str, Tensor]") -> list[str]:
     # Infinity is refused in parameters only, by `rebuild`: a mask that a network keeps as a buffer may hold it.
     wrong = [name for name, values in weights.items() if values.isnan().any()]
     return [f"its weights are not finite (NaN) in {shorten(wrong)}; train again"] if wrong else []
+
+
+def _lacks(metadata: Mapping[str, Any], more: "Mapping[str, Tensor]") -> list[str]:
+    # Of an epoch that has begun, what was found so far; see `training/state.py`.
+    begun = "resume" in metadata and metadata["resume"]["step"] > 0
+    names = [f"epoch.{name}" for name in ("losses", "predictions", "labels")] if begun else []
+    missing = [name for name in names if name not in more]
+    return [f"its state to go on from lacks {shorten(missing)}"] if missing else []
 
 
 def _misfits(model: "nn.Module", weights: "Mapping[str, Tensor]", classes: int) -> list[str]:
