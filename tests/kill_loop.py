@@ -23,7 +23,8 @@ NAMES = ("best_model.pth", "last.pth")
 def save_for_ever(folder: Path) -> None:
     """Save both files, each time with other weights."""
     told = story()
-    told["history"] *= 50
+    told["history"] = [told["metrics"] | {"epoch": epoch} for epoch in range(1, 51)]
+    told["epoch_digests"] *= 50
     number = 0
     while True:
         number += 1

@@ -75,6 +75,7 @@ def story(**changes: Any) -> dict[str, Any]:
 
     values = config.defaults()
     values["model"] = {"_target_": "mlops.models.SignNet", "width": 8}
+    values["data"]["image_size"] = 16
     values["training"]["optimizer"] = {"_target_": "torch.optim.AdamW", "lr": 0.01}
     epoch = {"epoch": 1, "train_loss": 1.5, "train_Accuracy": 0.25, "train_F1": 0.2}
     epoch |= {"val_loss": 1.25, "val_Accuracy": 1 / 3, "val_F1": 0.3}
@@ -95,7 +96,7 @@ def story(**changes: Any) -> dict[str, Any]:
         "history": [epoch],
         "epoch": 1,
         "step": 7,
-        "epoch_digests": [],
+        "epoch_digests": ["0" * 64],
         "start": None,
         "data": {
             "name": "pets",
@@ -115,6 +116,12 @@ def story(**changes: Any) -> dict[str, Any]:
         "reference": None,
         **changes,
     }
+
+
+def position(**changes: Any) -> dict[str, Any]:
+    """The field `resume` of a last.pth at the beginning of its first epoch."""
+    told = {"epoch": 0, "step": 0, "optimizer": {"state": {}, "groups": []}, "scaler": {}}
+    return {**told, "tracker": None, "finished": False, "sweep": False, **changes}
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], **options: Any) -> Path:

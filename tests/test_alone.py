@@ -66,4 +66,8 @@ def test_in_an_empty_folder_every_command_works_from_the_file(
     assert scores["n"] == 60
     mlops("report", "x.pth", "--output", "report")
     assert f"{story['metrics']['test_Accuracy']:.2%}" in (empty / "report" / "index.html").read_text()
-    assert {path.name for path in empty.iterdir()} == {"x.pth", "red.png", "report"}
+    assert "The same" in mlops("diff", "x.pth", "x.pth")
+    mlops("export", "x.pth", "-o", "x.onnx")
+    (same,) = csv.DictReader(io.StringIO(mlops("predict", "x.onnx", "red.png", "--csv", "-")))
+    assert same["label"] == row["label"]
+    assert {path.name for path in empty.iterdir()} == {"x.pth", "red.png", "report", "x.onnx"}

@@ -18,7 +18,7 @@ from mlops.envelope import STORAGES
 from mlops.errors import MlopsError
 from mlops.models.build import build_model
 from mlops.targets import MODELS, OPTIMIZERS
-from samples import rewrite, story
+from samples import position, rewrite, story
 
 NODE = {"_target_": "mlops.models.SignNet", "width": 8}
 ALLOWED = MODELS | OPTIMIZERS
@@ -85,7 +85,7 @@ def test_tensors_of_every_kind_come_back_as_they_were(tmp_path: Path):
         "one value, wide": torch.ones(1).expand(5),
         "conjugate": torch.ones(2, dtype=torch.complex64).mul(1j).conj(),
     }
-    checkpoint.save(tmp_path / "x.pth", tensors, story(resume={"step": 1}), {"whole": whole, "negative": -whole})
+    checkpoint.save(tmp_path / "x.pth", tensors, story(resume=position()), {"whole": whole, "negative": -whole})
     found = checkpoint.read(tmp_path / "x.pth")
     assert found.state_dict.keys() == tensors.keys()
     assert found.resume_tensors.keys() == {"whole", "negative"}
@@ -108,11 +108,18 @@ def test_a_tensor_that_cannot_be_kept_is_named_before_anything_is_written(tmp_pa
 def test_a_last_pth_before_its_first_step_holds_nothing_to_go_on_from_but_its_place(
     tmp_path: Path, model: torch.nn.Module
 ):
-    told = story(resume={"epoch": 0, "step": 0}, metrics={}, history=[], epoch=0, step=0)
+    told = story(resume=position(), metrics={}, history=[], epoch_digests=[], epoch=0, step=0)
     checkpoint.save(tmp_path / "last.pth", model.state_dict(), told)
     found = checkpoint.read(tmp_path / "last.pth")
-    assert found.metadata["resume"] == {"epoch": 0, "step": 0}
+    assert found.metadata["resume"] == position()
     assert found.resume_tensors == {}
+
+
+def test_a_state_to_go_on_from_without_what_was_found_is_named(tmp_path: Path, model: torch.nn.Module):
+    told, found = story(resume=position(step=2)), {"epoch.losses": torch.zeros(2)}
+    checkpoint.save(tmp_path / "last.pth", model.state_dict(), told, found)
+    with pytest.raises(MlopsError, match=r"its state to go on from lacks epoch\.predictions, epoch\.labels$"):
+        checkpoint.read(tmp_path / "last.pth")
 
 
 def test_changed_weights_are_found(path: Path):
@@ -128,7 +135,7 @@ def test_changed_weights_are_found(path: Path):
 def test_changed_tensors_to_go_on_from_are_found(tmp_path: Path, model: torch.nn.Module):
     path = tmp_path / "last.pth"
     more = {"optimizer.0.exp_avg": torch.full((5,), 77.0)}
-    checkpoint.save(path, model.state_dict(), story(resume={"step": 1}), more)
+    checkpoint.save(path, model.state_dict(), story(resume=position()), more)
     momentum = torch.full((5,), 77.0).numpy().tobytes()
     rewrite(path, lambda name, data: data[:19] + b"\0" if data == momentum else data)
     with pytest.raises(MlopsError, match="does not match its digest"):
@@ -196,8 +203,9 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path):
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.pth")
-    with pytest.raises(MlopsError, match="is not a file"):
+    with pytest.raises(MlopsError, match="is a device or a pipe, not a file"):
         checkpoint.read_metadata(tmp_path / "pipe.pth")
+    assert not checkpoint.is_checkpoint(tmp_path / "pipe.pth")
 
 
 def test_a_target_that_is_not_allowed_is_not_built(tmp_path: Path, model: torch.nn.Module):
@@ -244,9 +252,8 @@ def test_all_in_which_weights_do_not_fit_the_model_is_listed(tmp_path: Path, mod
     assert caught.value.problems == [
         "checkpoint: its weights lack stem.1.bias",
         "checkpoint: its weights hold extra, which its model does not have",
-        "checkpoint: its weights do not fit its model: stem.0.weight is [4, 3, 3, 3], not [8, 3, 3, 3]",
-        "checkpoint: its weights do not fit its model: head.weight is [2, 32], not [3, 32]",
-        "checkpoint: its weights do not fit its model: head.bias is [2], not [3]",
+        "checkpoint: its weights do not fit its model: stem.0.weight is [4, 3, 3, 3], not [8, 3, 3, 3], "
+        "head.weight is [2, 32], not [3, 32], head.bias is [2], not [3]",
         "checkpoint: it names 3 classes, but its head head.weight gives 2",
     ]
 

@@ -8,26 +8,35 @@ from hypothesis import strategies as st
 
 from mlops import contract
 from mlops.story import differences, show_story
-from samples import story
+from samples import position, story
 
 
 def complete(**changes: Any) -> dict[str, Any]:
     return {"format": 1, **story(), "weights_digest": "0" * 64, "digest": "0" * 64, **changes}
 
 
+BEFORE_THE_FIRST_EPOCH: dict[str, Any] = {"metrics": {}, "history": [], "epoch_digests": [], "epoch": 0, "step": 0}
+UNKNOWN_DATA = dict.fromkeys(("name", "fingerprint", "dvc_md5", "split_seed", "counts"))
+ADOPTED = {"file": "x.pth", "sha256": "0" * 64, "entry": None, "by": "0.1.0", "assumed": ["mean"]}
+
+
+def adopted(**changes: Any) -> dict[str, Any]:
+    told = complete(**BEFORE_THE_FIRST_EPOCH, adopted=ADOPTED, data=UNKNOWN_DATA, overrides=None)
+    return {**told, **changes}
+
+
 def test_what_a_training_writes_is_in_order():
     assert contract.check(complete()) == []
-    assert contract.check(complete(metrics={}, history=[], epoch=0, step=0, temperature=1.5, reference={})) == []
-    assert contract.check(complete(resume={"step": 1}, resume_digest="0" * 64, resumed=[{"step": 1}])) == []
+    assert contract.check(complete(**BEFORE_THE_FIRST_EPOCH, temperature=1.5, reference={})) == []
+    assert contract.check(complete(resume=position(), resume_digest="0" * 64, resumed=[{"step": 1}])) == []
     start = {"weights": "DEFAULT", "sha256": "0" * 64}
     code = {"version": "1", "commit": "c0ffee", "dirty": True, "diff_sha256": "0" * 64}
     assert contract.check(complete(start=start, code=code)) == []
 
 
 def test_adopted_weights_need_not_tell_their_data():
-    data = dict.fromkeys(("name", "fingerprint", "dvc_md5", "split_seed", "counts"))
-    assert contract.check(complete(adopted={"by": "them"}, data=data, metrics={}, history=[])) == []
-    assert contract.check(complete(data=data)) == [
+    assert contract.check(adopted()) == []
+    assert contract.check(complete(data=UNKNOWN_DATA)) == [
         f"data.{name}=null: must be {kind}"
         for name, kind in (
             ("name", "text"),
@@ -61,11 +70,27 @@ def change(section: str, **values: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("alter", "problem"),
     [
-        (change("input", height=4097), "input.height=4097: must be from 1 to 4096"),
+        (change("input", height=2049), "input.height=2049: must be from 1 to 2048"),
         (change("input", width=True), "input.width=true: must be a whole number"),
         (change("input", channels=1), "input.channels=1: must be 3"),
         (change("input", mean=[0.1, 0.2]), "input.mean=[0.1, 0.2]: must be three numbers"),
-        (change("input", std=[1, 1, 0]), "input.std=[1, 1, 0]: must be above 0"),
+        (change("input", std=[1, 1, 0]), "input.std=[1, 1, 0]: must be from 1e-06 to 1e+06"),
+        (change("input", std=[1, 1, 1e-9]), "input.std=[1, 1, 1e-09]: must be from"),
+        (change("input", width=17), "input: is 16 x 17, and config.data.image_size=16; both sides must be that"),
+        (change("data", counts={"train": 1, "val": -1, "test": 0}), "data.counts.val=-1: must be at least 0"),
+        (change("environment", threads=0), "environment.threads=0: must be at least 1"),
+        (change("environment", precision="fp8"), "environment.precision=fp8: must be one of fp32, bf16, fp16"),
+        (change("metrics", val_loss=-2e9), "metrics.val_loss=-2000000000.0: must be at most 1e+09 in size"),
+        (change("metrics", epoch=2), "metrics.epoch=2: must be the kept epoch, epoch=1"),
+        (lambda told: told.update(epoch=0), "metrics.epoch=1: must be the kept epoch, epoch=0, from 1"),
+        (lambda told: told.update(epoch=2), "epoch=2: must be from 0 to 1, the epochs of history"),
+        (lambda told: told["history"][0].update(epoch=7), "history[0].epoch=7: must be 1"),
+        (lambda told: told["epoch_digests"].pop(), "epoch_digests: are 0 and history has 1 epochs; must be one for"),
+        (lambda told: told.update(overrides=None), "overrides=null: must be a list, each item text"),
+        (lambda told: told.update(step=-1), "step=-1: must be at least 0"),
+        (lambda told: told.update(temperature=1e4), "temperature=10000.0: must be from 0.001 to 1000"),
+        (lambda told: told.update(classes=[str(n) for n in range(100_001)]), "classes: are 100,001; must be at most"),
+        (lambda told: told.update(history=[{}] * 100_001), "history: has 100,001 epochs; must be at most 100,000"),
         (change("input", resize="crop"), "input.resize=crop: must be one of squash, pad"),
         (change("input", more=1), "input.more=1: is not a field of a checkpoint"),
         (change("data", counts={"train": 1, "val": 1}), "data.counts.test: is missing"),
@@ -76,7 +101,7 @@ def change(section: str, **values: Any) -> Callable[[dict[str, Any]], None]:
             lambda told: told["history"].append({"epoch": 2}),
             "history[1]: lacks train_loss, train_Accuracy, train_F1, val_",
         ),
-        (lambda told: told.update(epoch=-1), "epoch=-1: must be at least 0"),
+        (lambda told: told.update(epoch=-1), "epoch=-1: must be from 0 to 1"),
         (lambda told: told.update(resume={}), "resume: must come with the digest"),
         (lambda told: told.update(classes=["a", ""]), "classes=['a', '']: must be two or more names, each once"),
         (lambda told: told.update(temperature=float("inf")), "its metadata holds inf"),
@@ -92,11 +117,47 @@ def test_a_value_out_of_place_is_named(alter: Callable[[dict[str, Any]], None], 
     assert any(found.startswith(problem) for found in contract.check(told)), contract.check(told)
 
 
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        (adopted(adopted={}), "adopted.file: is missing"),
+        (adopted(adopted=ADOPTED | {"more": 1}), "adopted.more=1: is not a field of a checkpoint"),
+        (adopted(adopted=ADOPTED | {"assumed": "mean"}), "adopted.assumed=mean: must be a list, each item text"),
+        (adopted(history=story()["history"], epoch_digests=["0"]), "epoch_digests: are 1 and history has 1 epochs"),
+        (adopted(metrics={"epoch": 0, "test_Accuracy": 1.0}), "metrics.epoch=0: must be the kept epoch"),
+    ],
+)
+def test_adopted_weights_say_what_is_known_of_them_and_no_more(told: dict[str, Any], problem: str):
+    assert any(found.startswith(problem) for found in contract.check(told)), contract.check(told)
+
+
+@pytest.mark.parametrize(
+    ("resume", "problem"),
+    [
+        ({}, "resume.epoch: is missing"),
+        (position(more=1), "resume.more=1: is not a field of a checkpoint"),
+        (position(step=-1), "resume.step=-1: must be at least 0"),
+        (position(epoch=1.5), "resume.epoch=1.5: must be a whole number"),
+        (position(finished=1), "resume.finished=1: must be true or false"),
+        (position(tracker="../x"), "resume.tracker=../x: must be letters, digits, - and _, at most 128"),
+        (position(tracker="x" * 129), "resume.tracker=x"),
+        (position(scaler=None), "resume.scaler=null: must be a mapping"),
+        (position(optimizer={"state": {}}), "resume.optimizer.groups: is missing"),
+        (position(optimizer={"state": {}, "groups": [1]}), "resume.optimizer.groups=[1]: must be a list"),
+        (position(optimizer={"state": {"0": 1}, "groups": []}), "resume.optimizer.state: must be mappings"),
+        (position(optimizer={"state": {"x": {}}, "groups": []}), "resume.optimizer.state: must be mappings"),
+    ],
+)
+def test_a_place_to_go_on_from_is_one(resume: dict[str, Any], problem: str):
+    found = contract.check(complete(resume=resume, resume_digest="0" * 64))
+    assert any(line.startswith(problem) for line in found), found
+
+
 def test_all_problems_are_listed_at_once_but_not_without_end():
     told = complete(temperature=-1, classes=["a"], epoch=-3)
     told["input"]["channels"] = 4
-    assert len(contract.check(told)) == 4
-    told["history"] = [{"epoch": n} for n in range(1000)]
+    assert len(contract.check(told)) == 5, contract.check(told)
+    told["history"] = [{"epoch": n + 1} for n in range(1000)]
     assert contract.check(told)[-1].startswith("and 98")
     assert len(contract.check(told)) == 21
 

@@ -46,14 +46,30 @@ def test_an_impossible_path_is_one_line(tmp_path: Path):
             write_text(path, "text")
 
 
-def test_a_link_is_followed_and_a_device_is_written_to_not_replaced(tmp_path: Path):
+def test_a_link_is_followed_and_not_replaced(tmp_path: Path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
-    write_text(Path(os.devnull), "nothing")
-    assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_text_goes_into_a_pipe_and_no_file_takes_the_place_of_one(tmp_path: Path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "text")
+        assert os.read(end, 100) == b"text"
+    finally:
+        os.close(end)
+    for path in (pipe, link):
+        with pytest.raises(MlopsError, match="is a device or a pipe, not a file; name a file"), atomic(path):
+            pass
+        assert path.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "C:/x", "a\\..\\x", "", "a\0b"])

@@ -151,6 +151,26 @@ def test_operators_of_other_libraries_are_refused(change: Callable[[ModelProto],
         onnx_file.read(save(tmp_path / "m.onnx", made))
 
 
+@pytest.mark.parametrize("name", ["Loop", "Scan", "If"])
+def test_what_could_run_without_an_end_is_refused(name: str, tmp_path: Path):
+    made = model()
+    made.graph.node.append(helper.make_node(name, ["images"], ["unused"]))
+    with pytest.raises(MlopsError, match=f"uses {name}, whose time no size tells"):
+        onnx_file.read(save(tmp_path / "m.onnx", made))
+
+
+def test_a_field_without_a_number_is_damage():
+    with pytest.raises(MlopsError, match="is damaged or no ONNX file: a field without a number"):
+        onnx_file.inspect(model().SerializeToString() + b"\0\1", "here")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(MlopsError, match="is a device or a pipe, not a file; name a file"):
+        onnx_file.read(tmp_path / "m.onnx")
+
+
 def later_opset(made: ModelProto) -> None:
     made.opset_import[0].version = 99
 
@@ -199,6 +219,10 @@ def test_a_model_that_cannot_be_run_here_is_one_line(
         ({"classes": ["a", "b", "c"]}, "does not give one probability for each of a, b, c"),
         ({"input": None}, "does not say how images go in"),
         ({"input": INPUT | {"height": 10**9}}, "does not say how images go in"),
+        ({"input": INPUT | {"height": 2049}}, "does not say how images go in"),
+        ({"input": INPUT | {"crop": "all"}}, "does not say how images go in"),
+        ({"input": {key: value for key, value in INPUT.items() if key != "crop"}}, "does not say how images go in"),
+        ({"input": INPUT | {"more": 1}}, "does not say how images go in"),
         ({"input": INPUT | {"width": 8.5}}, "does not say how images go in"),
         ({"input": INPUT | {"filter": ["bilinear"]}}, "does not say how images go in"),
         ({"input": INPUT | {"resizes": 1}}, "does not say how images go in"),

@@ -15,7 +15,7 @@ from conftest import Command
 from mlops import checkpoint, config
 from mlops.errors import MlopsError
 from mlops.story import config_as_yaml, differences
-from samples import QUICK, story
+from samples import QUICK, position, story
 
 LATEST = "models/latest/best_model.pth"
 
@@ -56,15 +56,17 @@ def test_a_page_tells_what_how_well_and_where_from(mlops_command: Command, workp
 def test_a_page_says_that_a_training_has_not_ended(mlops_command: Command, workplace: Path):
     saved(workplace / "best.pth")
     assert "1 of 20, best val_Accuracy; the training has not ended" in mlops_command("info", "best.pth").out
-    saved(workplace / "last.pth", resume={"epoch": 1, "step": 3}, step=17)
+    saved(workplace / "last.pth", resume=position(epoch=1, step=3), step=17)
     assert "1 of 20 epochs done, at step 17; it can go on from here" in mlops_command("info", "last.pth").out
-    saved(workplace / "start.pth", resume={}, metrics={}, history=[], epoch=0, step=0)
+    saved(workplace / "start.pth", resume=position(), metrics={}, history=[], epoch_digests=[], epoch=0, step=0)
     assert "0 of 20 epochs done, at step 0" in mlops_command("info", "start.pth").out
 
 
 def test_a_page_says_that_weights_were_adopted(mlops_command: Command, workplace: Path):
     data = dict.fromkeys(("name", "fingerprint", "dvc_md5", "split_seed", "counts"))
-    saved(workplace / "x.pth", adopted={"file": "theirs.pt"}, data=data, metrics={}, history=[], epoch=0, step=0)
+    known = {"file": "theirs.pt", "sha256": "0" * 64, "entry": None, "by": "0.1.0", "assumed": []}
+    before = {"metrics": {}, "history": [], "epoch_digests": [], "epoch": 0, "step": 0, "overrides": None}
+    saved(workplace / "x.pth", adopted=known, data=data, **before)
     page = " ".join(mlops_command("info", "x.pth").out.split())
     assert "adopted weights that were trained elsewhere" in page
     assert "data not known" in page
@@ -155,6 +157,29 @@ def test_a_config_is_printed_as_one_that_trains_the_same_again(
     assert set(changed["augment"].values()) == {0.0}
 
 
+def test_a_printed_config_says_how_another_model_takes_the_place_of_this_one():
+    told = story()
+    told["config"]["model"] |= {"dropout": 0.1, "not: a\nname": 1}
+    page = config_as_yaml(told)
+    assert "left out: model=resnet18 ~model.width ~model.dropout\n" in page
+    assert yaml.safe_load(page)["model"]["width"] == 8
+
+
+def test_of_the_times_that_a_run_went_on_the_last_are_shown(mlops_command: Command, workplace: Path):
+    saved(workplace / "x.pth", resumed=[{"step": step} for step in range(1000, 1100)])
+    page = mlops_command("info", "x.pth").out
+    assert "100 times elsewhere" in page
+    assert "step 1099" in page
+    assert page.count("at step") == 3
+
+
+def test_a_model_for_onnx_is_pointed_to_predict(mlops_command: Command, workplace: Path):
+    (workplace / "m.onnx").write_bytes(b"x")
+    done = mlops_command("info", "m.onnx")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "is a model of `mlops export`, not a checkpoint; `mlops predict` takes it" in done.errors[0]
+
+
 def test_a_setting_that_came_later_is_printed_with_its_default():
     told = story()
     del told["config"]["training"]["save_every"], told["config"]["run"]
@@ -184,6 +209,7 @@ def test_what_differs_is_named_by_section_and_key(mlops_command: Command, workpl
     other["config"]["model"]["norm"] = None
     other["classes"] = ["cat", "dog"]
     other["history"] = [other["metrics"], other["metrics"] | {"epoch": 2}]
+    other["epoch_digests"] *= 2
     saved(workplace / "a.pth")
     other["environment"]["threads"] = 2
     saved(workplace / "b.pth", 2.0, **other)
@@ -204,7 +230,7 @@ def test_what_differs_is_named_by_section_and_key(mlops_command: Command, workpl
     found = json.loads(mlops_command("diff", "a.pth", "b.pth", "--json").out)["differences"]
     assert found["config"]["training.optimizer.lr"] == {"a": 0.01, "b": 0.02}
     assert found["config"]["model.norm"] == {"b": None}
-    assert set(found) == {"weights", "config", "classes", "environment", "metrics"}
+    assert set(found) == {"weights", "config", "classes", "environment", "metrics", "training"}
 
 
 def test_every_field_is_compared():

@@ -114,7 +114,7 @@ def read(path: Path) -> Checkpoint:
     told = (metadata["weights_digest"], metadata.get("resume_digest", tensors_digest({})))
     if (tensors_digest(weights), tensors_digest(more)) != told:
         raise _changed(path)
-    if problems := [f"{path}: {problem}" for problem in _not_numbers(weights)]:
+    if problems := [f"{path}: {problem}" for problem in (*_not_numbers(weights), *_lacks(metadata, more))]:
         raise MlopsError(problems)
     return Checkpoint(weights, metadata, more)
 
@@ -264,6 +264,14 @@ def _not_numbers(weights: "Mapping[str, Tensor]") -> list[str]:
     return [f"its weights are not finite (NaN) in {shorten(wrong)}; train again"] if wrong else []
 
 
+def _lacks(metadata: Mapping[str, Any], more: "Mapping[str, Tensor]") -> list[str]:
+    # Of an epoch that has begun, what was found so far; see `training/state.py`.
+    begun = "resume" in metadata and metadata["resume"]["step"] > 0
+    names = [f"epoch.{name}" for name in ("losses", "predictions", "labels")] if begun else []
+    missing = [name for name in names if name not in more]
+    return [f"its state to go on from lacks {shorten(missing)}"] if missing else []
+
+
 def _misfits(model: "nn.Module", weights: "Mapping[str, Tensor]", classes: int) -> list[str]:
     """All in which weights do not fit a network, which may be on the meta device."""
     from mlops.models.build import find_head
@@ -273,13 +281,13 @@ def _misfits(model: "nn.Module", weights: "Mapping[str, Tensor]", classes: int) 
     unknown = [name for name in weights if name not in wanted]
     problems = [f"its weights lack {shorten(missing)}"] if missing else []
     problems += [f"its weights hold {shorten(unknown)}, which its model does not have"] if unknown else []
+    others = []
     for name, tensor in wanted.items():
         if name in weights and (found := weights[name]).shape != tensor.shape:
-            problems.append(
-                f"its weights do not fit its model: {name} is {list(found.shape)}, not {list(tensor.shape)}"
-            )
+            others.append(f"{name} is {list(found.shape)}, not {list(tensor.shape)}")
         elif name in weights and found.dtype != tensor.dtype:
-            problems.append(f"its weights do not fit its model: {name} is {found.dtype}, not {tensor.dtype}")
+            others.append(f"{name} is {found.dtype}, not {tensor.dtype}")
+    problems += [f"its weights do not fit its model: {shorten(others)}"] if others else []
     head = f"{find_head(model, classes)}.weight"
     if head in weights and weights[head].dim() and len(weights[head]) != classes:
         problems.append(f"it names {classes} classes, but its head {head} gives {len(weights[head])}")

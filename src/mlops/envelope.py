@@ -13,7 +13,6 @@ import os
 import pickle
 import pickletools
 import re
-import stat
 import struct
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mlops.errors import MlopsError, one_line
+from mlops.files import check_regular
 
 # torch reads only files whose entries all lie in one folder; it names it "archive" when it writes to an open file.
 METADATA = "archive/metadata.json"
@@ -97,12 +97,11 @@ def opened(path: Path) -> Iterator[Envelope]:
         MlopsError: it is missing, cannot be read, or is not a ZIP as checkpoints are.
     """
     try:
-        # A pipe or a device would be waited for.
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
+        check_regular(path, str(path))
+        if path.is_dir():
             raise MlopsError(f"{path}: is a folder, not a checkpoint; name the file in it")
-        if not stat.S_ISREG(kind):
-            raise MlopsError(f"{path}: is not a file")
+        if path.suffix.lower() == ".onnx" and path.exists():
+            raise MlopsError(f"{path}: is a model of `mlops export`, not a checkpoint; `mlops predict` takes it")
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MlopsError(f"{path}: no such file; train first (`invoke train`) or name another checkpoint") from error
@@ -115,6 +114,8 @@ def opened(path: Path) -> Iterator[Envelope]:
 def is_ours(path: Path) -> bool:
     """Whether a file looks like a checkpoint of this project; `opened` says whether it is."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             return METADATA in archive.namelist()
     except (OSError, *_UNREADABLE):
@@ -160,9 +161,9 @@ def _entries_problem(entries: list[zipfile.ZipInfo]) -> str | None:
     """What is wrong with the list of entries, before any of them is read."""
     names = [entry.orig_filename for entry in entries]
     limits = {METADATA: _MAX_METADATA_BYTES, _PICKLE: _MAX_PICKLE_BYTES}
+    if unknown := [name for name in names if not _ENTRY.fullmatch(name)]:
+        return f"its ZIP holds an unknown entry {unknown[0]!r}"
     for entry, name in zip(entries, names, strict=True):
-        if not _ENTRY.fullmatch(name):
-            return f"its ZIP holds an unknown entry {name!r}"
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             return f"its ZIP entry {name} is compressed"
         if entry.flag_bits & ~_FLAGS:
@@ -194,10 +195,23 @@ def _layout_problem(file: BinaryIO, entries: list[zipfile.ZipInfo]) -> str | Non
             return f"its ZIP describes {entry.orig_filename} in two ways"
         if file.read(name_length) != name:
             return f"its ZIP has two names for {entry.orig_filename}"
+        if entry.comment or not _is_filling(entry.extra) or not _is_filling(file.read(extra_length)):
+            return f"its ZIP entry {entry.orig_filename} brings more than its bytes"
         end += _LOCAL.size + name_length + extra_length + entry.file_size
         if flags & 1 << 3:
             end += _descriptor(file, end, entry)
     return _end_problem(file, end, len(entries))
+
+
+def _is_filling(extra: bytes) -> bool:
+    """Whether an extra field holds only sizes of 64 bits (1), and what torch fills with to align the bytes (FB)."""
+    while extra:
+        kind, length = extra[:2], int.from_bytes(extra[2:4], "little")
+        held, extra = extra[4 : 4 + length], extra[4 + length :]
+        filling = kind == b"FB" and held.strip(b"Z") == b""
+        if len(held) < length or not (filling or (kind == b"\1\0" and length <= 28)):
+            return False
+    return True
 
 
 def _descriptor(file: BinaryIO, start: int, entry: zipfile.ZipInfo) -> int:

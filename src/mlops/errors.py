@@ -4,6 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+# A file of somebody else's may be wrong in a million places, each of any length.
+_MOST_PROBLEMS, _MOST_LETTERS = 50, 1000
+
 
 class MlopsError(Exception):
     """What, where, the value, what to do. Entrypoints print it, one line a problem, and exit with code 2.
@@ -12,7 +15,10 @@ class MlopsError(Exception):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [printable(p) for p in ([problems] if isinstance(problems, str) else problems)]
+        given = [problems] if isinstance(problems, str) else problems
+        self.problems: list[str] = [printable(_cut(problem)) for problem in given[:_MOST_PROBLEMS]]
+        if len(given) > _MOST_PROBLEMS:
+            self.problems.append(f"and {len(given) - _MOST_PROBLEMS} more")
         super().__init__("\n".join(self.problems))
 
 
@@ -21,6 +27,10 @@ def fail(error: MlopsError) -> NoReturn:
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)  # noqa: T201
     raise SystemExit(2) from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def printable(text: str) -> str:

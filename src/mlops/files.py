@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -33,10 +34,11 @@ def atomic(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never half of one, also after a power cut.
 
     Raises:
-        MlopsError: the disk is full or may not be written to; the old file is intact.
+        MlopsError: the disk is full or may not be written to, the old file is intact then; or `path` is a device.
     """
     # What a link names is replaced, not the link.
     path = path.resolve() if path.is_symlink() else path
+    check_regular(path, str(path))
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -52,6 +54,22 @@ def atomic(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_regular(path: Path, where: str) -> None:
+    """Refuse devices, pipes and sockets: to read one may take for ever, and a new file would take its place.
+
+    What is missing or a folder is left to whoever opens it. `where` begins the problem.
+
+    Raises:
+        MlopsError: it is one.
+    """
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise MlopsError(f"{where}: is a device or a pipe, not a file; name a file")
 
 
 @contextlib.contextmanager

@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mlops.errors import MlopsError, one_line
+from mlops.files import check_regular
 from mlops.geometry import Filter, Resize
 
 # Of our metadata, not of ONNX.
 FORMAT = 1
 # The operator sets that ONNX itself defines; "" is the short name of ai.onnx.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+# A network without them answers in a time that its size tells; `mlops export` writes none of them.
+_LOOPS = ("Loop", "Scan", "If")
+# Of a checkpoint's input, and whether the model brings images to their size itself.
+_INPUT = {"height", "width", "channels", "mean", "std", "resize", "filter", "crop", "resizes"}
+# As `data.image_size`.
+_LARGEST_SIDE = 2048
 # A message of Protocol Buffers cannot be larger.
 MOST_BYTES = 2**31 - 1
 # As deep as libraries of Protocol Buffers go.
@@ -36,7 +43,7 @@ _INSIDE: Mapping[str, Mapping[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-_NODE_DOMAIN, _MODEL_OPSET, _MODEL_METADATA = 7, 8, 14
+_NODE_OPERATOR, _NODE_DOMAIN, _MODEL_OPSET, _MODEL_METADATA = 4, 7, 8, 14
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 
 
@@ -54,10 +61,12 @@ def read(path: Path) -> OnnxFile:
     Raises:
         MlopsError: it is missing, no ONNX file, of a later format, without our metadata, or unsafe.
     """
+    check_regular(path, str(path))
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if (size := path.stat().st_size) > MOST_BYTES:
             raise MlopsError(f"{path}: is larger than {MOST_BYTES:,} bytes; that is no ONNX file")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(size)  # no more, should it grow meanwhile
     except FileNotFoundError as error:
         raise MlopsError(f"{path}: no such file; make one with: mlops export CHECKPOINT -o {path}") from error
     except OSError as error:
@@ -82,6 +91,8 @@ def inspect(content: bytes, where: str) -> dict[str, Any]:
     foreign = sorted({*found.domains, *found.opsets}.difference(DOMAINS))
     if foreign:
         raise MlopsError(f"{where}: uses operators of {', '.join(foreign)}, which are none of ONNX; export it without")
+    if loops := sorted(found.operators.intersection(_LOOPS)):
+        raise MlopsError(f"{where}: uses {', '.join(loops)}, whose time no size tells; export a network without")
     return _check_metadata(found.metadata, where)
 
 
@@ -94,12 +105,13 @@ class _Found:
     metadata: dict[str, str]
     opsets: list[str]
     domains: set[str]
+    operators: set[str]
     graphs: int = 0
     external: bool = False
 
 
 def _walk(content: bytes) -> _Found:
-    found = _Found({}, [], set())
+    found = _Found({}, [], set(), set())
     waiting = [("model", memoryview(content), 0)]
     while waiting:
         kind, message, depth = waiting.pop()
@@ -114,6 +126,8 @@ def _walk(content: bytes) -> _Found:
                 found.external |= number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0)
             elif kind == "node" and number == _NODE_DOMAIN:
                 found.domains.add(_text(value))
+            elif kind == "node" and number == _NODE_OPERATOR:
+                found.operators.add(_text(value))
             elif kind == "model" and number == _MODEL_OPSET:
                 found.opsets.append(_text(dict(_fields(_bytes(value))).get(1, memoryview(b""))))
             elif kind == "model" and number == _MODEL_METADATA:
@@ -128,6 +142,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while position < len(message):
         key, position = _varint(message, position)
         number, kind = key >> 3, key & 7
+        if number == 0:
+            raise _DamagedError("a field without a number")
         if kind == 0:
             value, position = _varint(message, position)
             yield number, value
@@ -138,7 +154,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             length, position = _varint(message, position)
         else:
             raise _DamagedError(f"a field of kind {kind}")
-        if number == 0 or position + length > len(message):
+        if position + length > len(message):
             raise _DamagedError("it ends too early")
         yield number, message[position : position + length]
         position += length
@@ -187,10 +203,12 @@ def _check_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     sizes = [given.get(side) for side in ("height", "width")] if isinstance(given, dict) else []
     if (
         len(sizes) != 2
-        or not all(type(size) is int and 0 < size <= 2**15 for size in sizes)
+        or not all(type(size) is int and 0 < size <= _LARGEST_SIDE for size in sizes)
         or given.get("resize") not in get_args(Resize)
         or given.get("filter") not in get_args(Filter)
         or not isinstance(given.get("resizes"), bool)
+        or given.get("crop", "") not in (None, "roi")
+        or not _INPUT.issuperset(given)
     ):
         raise MlopsError(f"{where}: its metadata does not say how images go in; export it again")
     return told

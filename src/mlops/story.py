@@ -18,7 +18,7 @@ _AGAIN = """\
 # The settings of a training, as its checkpoint remembers them. To train by them again, as mine/again.yaml:
 #   mlops-train --config-dir mine --config-name again
 # Overrides and choices of groups (training.epochs=3, augment=none) go on top, as always. Another model takes the
-# place of this one when what only this one knows is left out: model=resnet18 ~model.width
+# place of this one when what only this one knows is left out: {another}
 defaults:
   - schema
   - hydra_settings
@@ -28,6 +28,9 @@ defaults:
 _GROUPS = ("data", "model", "training", "augment", "tracking", "experiment", "debug")
 # Words that every YAML reader takes for text where they stand bare.
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# How many of the times that a run went on elsewhere are shown: the last.
+_MOST_PLACES = 3
 # What two files may differ in and still be the same: when they were written, in which words the config was asked for,
 # and the digest that covers both.
 _NOT_COMPARED = ("created", "overrides", "digest", "format")
@@ -74,7 +77,10 @@ def config_as_yaml(story: Story) -> str:
     plain = all(isinstance(value, str) and value.isprintable() for value in _strings(values))
     dumped = yaml.dump(values, Dumper=Writer, sort_keys=False, allow_unicode=plain, width=10**6)
     groups = "".join(f"  - optional {group}: null\n" for group in _GROUPS)
-    return f"{_AGAIN}{groups}{dumped}"
+    # Only names: any other text could end the comment that it stands in.
+    own = [key for key in config["model"] if _NAME.fullmatch(key) and key not in ("_target_", "weights")]
+    again = _AGAIN.format(another=" ".join(["model=resnet18", *(f"~model.{key}" for key in own)]))
+    return f"{again}{groups}{dumped}"
 
 
 def differences(first: Story, second: Story) -> dict[str, dict[str, tuple[Any, ...]]]:
@@ -276,7 +282,10 @@ def _machine(story: Story) -> Rows:
     versions = ("python", "torch", "torchvision", "numpy", "pillow")
     yield "versions", ", ".join(f"{name} {machine[name]}" for name in versions)
     yield "arithmetic", f"{machine['precision']}, {machine['cpu_capability']}"
-    for place in story.get("resumed", []):
+    places = story.get("resumed", [])
+    if len(places) > _MOST_PLACES:
+        yield "went on", f"{len(places)} times elsewhere, the last of them:"
+    for place in places[-_MOST_PLACES:]:
         yield "went on", f"at step {shown(place.get('step'))} elsewhere; --json says where"
     yield "created", story["created"].replace("T", " ").replace("+00:00", " UTC")
     yield "format", story["format"]

@@ -189,3 +189,10 @@ def test_random_damage_is_one_line_or_an_unreadable_image_and_never_a_traceback(
     for name in tree.names:
         with contextlib.suppress(OSError):
             tree.read(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_no_place_for_images_and_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MlopsError, match=r"data\.root=.*pipe: is a device or a pipe, not a file"):
+        open_tree(tmp_path / "pipe")

@@ -9,6 +9,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from mlops.errors import MlopsError
 from mlops.evaluation.metrics import epoch_metrics
 from mlops.evaluation.scores import overall_metrics, score
 
@@ -115,3 +116,9 @@ def test_the_metrics_of_an_epoch_have_the_promised_keys(predicted: tuple[torch.T
     metrics = epoch_metrics("val", logits.argmax(dim=1), labels, torch.tensor(0.5), 4)
     assert list(metrics) == ["val_loss", "val_Accuracy", "val_F1", "val_Precision", "val_Recall"]
     assert metrics["val_loss"] == 0.5
+
+
+def test_what_is_no_number_is_not_scored():
+    logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0]])
+    with pytest.raises(MlopsError, match="gives NaN instead of probabilities"):
+        score(logits, torch.tensor([0, 1]), ["a", "b"], groups=["x", "y"], temperature=1.0)

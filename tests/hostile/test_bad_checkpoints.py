@@ -155,6 +155,23 @@ def with_entry(name: str, data: bytes = b"x") -> Callable[[Path], Path]:
     return make
 
 
+def brings(path: Path, *, extra: bytes = b"", comment: bytes = b"") -> Path:
+    """An entry with a text in its own header, or in the list at the end."""
+    with zipfile.ZipFile(saved(path), "a") as archive:
+        (entry,) = [entry for entry in archive.infolist() if entry.filename == "archive/version"]
+        entry.extra, entry.comment = extra, comment
+        archive.comment = b"changed"
+        archive.comment = b""  # so that the list is written anew
+    return path
+
+
+def filled_with_text(path: Path) -> Path:
+    whole = saved(path).read_bytes()
+    place = whole.index(b"ZZZZ")
+    path.write_bytes(whole[:place] + b"text" + whole[place + 4 :])
+    return path
+
+
 def around(before: bytes = b"", after: bytes = b"") -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         path.write_bytes(before + saved(path).read_bytes() + after)
@@ -232,10 +249,15 @@ CASES = [
     pytest.param(with_entry("../../etc/cron.d/x"), "unknown entry", True, id="an entry that leaves"),
     pytest.param(around(before=b"#!/bin/sh\n"), "overlap, or something lies between", True, id="a script before it"),
     pytest.param(around(after=b"PK"), "is not a checkpoint", True, id="something after it"),
+    pytest.param(lambda path: brings(path, comment=b"text"), "brings more than its bytes", True, id="a comment"),
+    pytest.param(
+        lambda path: brings(path, extra=b"xx\4\0text"), "brings more than its bytes", True, id="an extra field"
+    ),
+    pytest.param(filled_with_text, "brings more than its bytes", True, id="text between entries"),
     pytest.param(folder, "is a folder, not a checkpoint; name the file in it", True, id="a folder"),
     pytest.param(told(classes=["cat"]), "classes=['cat']: must be two or more names, each once", True, id="one class"),
     pytest.param(told(classes=["a", "a"]), "each once", True, id="a class twice"),
-    pytest.param(told(temperature=0), "temperature=0: must be above 0", True, id="temperature 0"),
+    pytest.param(told(temperature=0), "temperature=0: must be from 0.001 to 1000", True, id="temperature 0"),
     pytest.param(told(surprise=1), "surprise=1: is not a field of a checkpoint", True, id="an unknown field"),
     pytest.param(told(config=[]), "config=[]: must be a mapping", True, id="no config"),
     pytest.param(told(config={}), "config.model: must be a mapping with the name", True, id="an empty config"),
@@ -323,7 +345,7 @@ def test_all_that_metadata_lacks_is_listed_at_once(here: Path, mlops_command: Co
     assert (done.code, done.errors) == (2, ["x.pth: metrics: is missing", "x.pth: created: is missing"])
     saved(here / "y.pth", lambda told: told["input"].update(height=0, std=[1, 1, 0], mean=[0.1], channels=1))
     done = mlops_command("predict", "y.pth", "pictures")
-    assert (done.code, len(done.errors)) == (2, 4)
+    assert (done.code, len(done.errors)) == (2, 5)
 
 
 OWN_MODULE = "plants_a_file"

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlops.errors import MlopsError, one_line
-from mlops.files import safe_relative
+from mlops.files import check_regular, safe_relative
 from mlops.image import MAX_BYTES
 
 # What Python's archive readers raise on hostile or damaged bytes, beside their own errors.
@@ -179,6 +179,7 @@ def open_tree(root: Path, where: str = "data.root") -> Tree:
     Raises:
         MlopsError: there is nothing there, or it is something else, or it holds an unsafe name.
     """
+    check_regular(root, f"{where}={root}")
     try:
         if root.is_dir():
             return FolderTree(root)

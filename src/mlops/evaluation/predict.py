@@ -54,7 +54,11 @@ def predict_with_onnx(path: Path, images: Sequence[Path]) -> tuple[list[Predicti
 def predict_paths(
     images: Sequence[Path], size: Geometry, classes: Sequence[str], classify: Classify
 ) -> tuple[list[Prediction], list[tuple[str, str]]]:
-    """The predictions for image files and for those in folders, and (path, reason) of what could not be read."""
+    """The predictions for image files and for those in folders, and (path, reason) of what could not be read.
+
+    Raises:
+        MlopsError: a probability is not finite.
+    """
     found: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
     names: list[str] = []
@@ -64,6 +68,8 @@ def predict_paths(
         if not names:
             return
         chances = classify(np.stack(pixels))
+        if not np.isfinite(chances).all():
+            raise MlopsError("the model gives NaN instead of probabilities; its weights are damaged, or too large")
         for name, row in zip(names, chances, strict=True):
             best = int(row.argmax())
             found.append(Prediction(name, classes[best], float(row[best])))

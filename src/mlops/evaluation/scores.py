@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from mlops.errors import MlopsError
 from mlops.evaluation.calibration import calibration_error, probabilities, reliability
 from mlops.evaluation.interval import accuracy_interval
 from mlops.evaluation.metrics import epoch_metrics, mean_loss
@@ -38,7 +39,12 @@ def score(
     the accuracy. `ece` and `reliability.after` are of probabilities at `temperature`; `ece_before`,
     `reliability.before` and `loss` are of the logits as they are. `top5_accuracy` is None with five classes or fewer,
     where it would always be 1.
+
+    Raises:
+        MlopsError: a probability is not finite; no score would mean anything.
     """
+    if not probabilities(logits, temperature).isfinite().all():
+        raise MlopsError("the model gives NaN instead of probabilities; its weights are damaged, or too large")
     count, predictions = len(classes), torch.argmax(logits, dim=1)
     overall = epoch_metrics("test", predictions, labels, mean_loss(logits, labels), count)
     confusion = multiclass_confusion_matrix(predictions, labels, count)

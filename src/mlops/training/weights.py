@@ -1,20 +1,30 @@
 """Files of weights that other programs wrote: tensors by name, read without running code from them."""
 
+import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from mlops import envelope
 from mlops.errors import MlopsError, shorten
+from mlops.files import check_regular
 
 # How most trainers wrap a state dict.
 _WRAPPINGS = ("state_dict", "model_state_dict", "model")
+# In one another; a pickle can hold a mapping that holds itself.
+_MOST_WRAPPINGS = 4
+# What torch's unpickler of weights calls with the numbers of the file, and what takes as much memory as they say.
+_TAKES_ANY_MEMORY = re.compile(
+    r"(?:builtins|__builtin__) bytearray|torch(?:\.\w+)* (?:\w+Tensor|UntypedStorage|TypedStorage)"
+)
+# A file from before PyTorch 1.6: a magic number, a version, the machine, the values, the names of the tensors.
+_LEGACY_PICKLES = 5
 # What DistributedDataParallel, AveragedModel and torch.compile put before every name.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
@@ -50,8 +60,9 @@ def read_weights(path: Path, where: str, entry: str | None = None, *, choose: st
         raise MlopsError(f"{where}: has no state dict in an entry {entry}; it holds {_entries(held)}{choose}")
     taken = known[0] if known else None
     found: Any = held[taken] if taken is not None else loaded
-    while isinstance(found, Mapping) and (inner := [n for n in _WRAPPINGS if isinstance(found.get(n), Mapping)]):
-        found = found[inner[0]]
+    for _ in range(_MOST_WRAPPINGS):
+        if isinstance(found, Mapping) and (inner := [n for n in _WRAPPINGS if isinstance(found.get(n), Mapping)]):
+            found = found[inner[0]]
     if not _is_state_dict(found):
         if isinstance(found, Mapping) and found:
             names = ", ".join(_WRAPPINGS)
@@ -130,6 +141,7 @@ def casts(given: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> list[str]:
 
 
 def _load(path: Path, where: str) -> Any:
+    check_regular(path, where)
     try:
         _refuse_program(path, where)
         envelope.check_stored(path, where)
@@ -137,6 +149,7 @@ def _load(path: Path, where: str) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _refuse_memory(path, where)
         return torch.load(path, map_location="cpu", weights_only=True)
     except MlopsError:
         raise
@@ -161,6 +174,28 @@ def _refuse_program(path: Path, where: str) -> None:
                     f"{where}: is a TorchScript program, not weights; where it was made, save the weights alone: "
                     "torch.save(model.state_dict(), PATH)"
                 )
+
+
+def _refuse_memory(path: Path, where: str) -> None:
+    """Refuse a pickle that asks for memory in numbers, which is none of a state dict. Nothing in it is called."""
+    with path.open("rb") as file:
+        # As torch tells the two apart.
+        if file.read(4) == b"PK\3\4":
+            with zipfile.ZipFile(file) as archive:
+                inside = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+                named = [argument for entry in inside for argument in _named(archive.read(entry))]
+        else:
+            file.seek(0)
+            named = [argument for _ in range(_LEGACY_PICKLES) for argument in _named(file)]
+    if wrong := sorted({name.replace(" ", ".") for name in named if _TAKES_ANY_MEMORY.fullmatch(name)}):
+        raise MlopsError(f"{where}: its pickle calls {shorten(wrong)}, which no weights need; save the weights alone")
+
+
+def _named(pickled: bytes | BinaryIO) -> Iterator[str]:
+    """The globals that one pickle names, as `module name`."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL":
+            yield str(argument)
 
 
 def _objects(path: Path) -> list[str]:
