@@ -293,7 +293,7 @@ def test_a_checkpoint_with_an_impossible_temperature_is_refused(
     file = with_temperature(trained, tmp_path / "t.pth", 0.0)
     done = mlops(command[0], file, *command[1:])
     assert done.code == 2
-    assert done.errors == [f"{file}: temperature=0.0: must be above 0"]
+    assert done.errors == [f"{file}: temperature=0.0: must be from 0.001 to 1000"]
 
 
 def test_a_report_is_written_beside_the_checkpoint_and_is_that_of_the_run(mlops: Command, trained: Path):

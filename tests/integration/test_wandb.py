@@ -715,7 +715,7 @@ def test_ctrl_c_before_w_and_bs_process_is_there_leaves_none(
     with pytest.raises(KeyboardInterrupt), tracker(folder):
         pass
     for thread in threading.enumerate():
-        if thread.name == "wandb":
+        if thread.name == "deadline":
             thread.join(10)
     assert [process._process.poll() is not None for process in started] == [True]
     assert set(server.runs) == known

@@ -89,7 +89,7 @@ def gtsrb(tree: Tree, roi: bool = False) -> Listing:
         if path not in present:
             raise MlopsError(f"{where}: names {row['Path']}, which is not there")
         if not re.fullmatch(r"[0-9]{1,6}", row["ClassId"]):
-            raise MlopsError(f"{where}: ClassId={row['ClassId']!r}: must be a whole number")
+            raise MlopsError(f"{where}: ClassId={row['ClassId'][:60]!r}: must be a whole number")
         match = _TRACK_FRAME.search(PurePosixPath(path).name)
         if split is None and match is None:
             raise MlopsError(f"{where}: {row['Path']} is not named <class>_<track>_<frame>, so its track is unknown")
