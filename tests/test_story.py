@@ -25,7 +25,10 @@ def saved(path: Path, weight: float = 1.0, **changes: Any) -> Path:
     return path
 
 
-def test_a_page_tells_what_how_well_and_where_from(mlops_command: Command, workplace: Path):
+def test_a_page_tells_what_how_well_and_where_from(
+    mlops_command: Command, workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("UV", raising=False)  # which would come before the command
     told = story()
     told["config"]["training"] |= {"epochs": 30, "patience": 5}
     told["metrics"] = told["metrics"] | {"test_Accuracy": 0.75, "test_F1": 0.7, "test_ECE": 0.02, "test_Top5": 0.9}
