@@ -105,6 +105,15 @@ def export(c, checkpoint=LATEST, output=None, data=None):
     _become("-m", "mlops.cli", "export", checkpoint, *options)
 
 
+@task(
+    positional=["address"],
+    help={"address": "gs://bucket/models/NAME", "checkpoint": "the file to publish"},
+)
+def publish(c, address, checkpoint=LATEST):
+    """Put a finished checkpoint into a bucket under a name, by which every command finds the latest of that name."""
+    _become("-m", "mlops.cli", "publish", checkpoint, address)
+
+
 @task(help={"slow": "the tests that take long, instead of all else"})
 def test(c, slow=False):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""
@@ -161,7 +170,10 @@ def _expand(word: str) -> list[str]:
 
 def _refuse_bare_overrides(words: list[str], tasks: list[str]) -> None:
     """`invoke train lr=1` would end in "No idea what 'lr=1' is!"; say what works instead."""
-    overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    # In an address a = is part of a name.
+    overrides = [
+        word for word in words[1:] if "=" in word and not word.startswith("-") and "://" not in word.split("=")[0]
+    ]
     bare = [word for before, word in pairwise(words) if word in overrides and not before.startswith("-")]
     if bare:
         name = next((word for word in words if word in tasks), "train")

@@ -10,14 +10,39 @@ from samples import ROOT
 PACKAGE = ROOT / "src" / "mlops"
 # From the ground up; a module may import those before its own floor, and its own floor's.
 FLOORS = [
-    {"envelope", "errors", "files", "geometry", "image", "progress", "stopping", "deadline", "gcs", "storage"},
+    {
+        "envelope",
+        "errors",
+        "files",
+        "geometry",
+        "image",
+        "progress",
+        "stopping",
+        "deadline",
+        "gcs",
+        "storage",
+        "git",
+        "credentials",
+    },
     {"onnx_file", "inference"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
     {"models", "provenance", "tracking"},
-    {"contract", "story", "checkpoint", "mirror", "mirrored", "training", "evaluation", "adoption", "export"},
-    {"resume", "reproduce", "entrypoint", "preprocess", "train", "cli"},
+    {
+        "contract",
+        "story",
+        "checkpoint",
+        "mirror",
+        "mirrored",
+        "registry",
+        "publish",
+        "training",
+        "evaluation",
+        "adoption",
+        "export",
+    },
+    {"resume", "reproduce", "doctor", "entrypoint", "preprocess", "train", "data_cli", "cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -51,7 +51,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
         "print([m for m in ('torch', 'hydra', 'numpy', 'PIL', 'wandb', 'matplotlib', 'sklearn', 'yaml', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    commands = ("info", "diff", "evaluate", "predict", "report", "export", "reproduce", "adopt")
+    commands = ("info", "diff", "evaluate", "predict", "report", "export", "reproduce", "adopt", "publish")
     assert all(command in done.stdout for command in commands)
     assert done.stdout.endswith("[]\n")
 
@@ -432,6 +432,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], problem: st
     assert done.code == 2
     assert len(done.errors) == 1
     assert problem in done.errors[0]
+
+
+@pytest.mark.parametrize(
+    "words", ["info {}", "evaluate {}", "report {}", "predict {} pictures", "export {}", "reproduce {}", "diff {} {}"]
+)
+def test_every_command_takes_an_address_in_the_place_of_a_file(words: str, mlops: Command):
+    done = mlops(*words.format("memory://empty/x.pth", LATEST).split())
+    assert done.code == 2
+    assert done.errors == [
+        "memory://empty/x.pth: no such file, nor a model published under that name; check the address"
+    ]
 
 
 def test_a_class_the_checkpoint_does_not_know_is_named(mlops: Command, tmp_path: Path):

@@ -19,7 +19,19 @@ def invoke(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_the_list_reads_as_a_menu():
     listed = invoke("--list").stdout
-    tasks = ("preprocess-data", "train", "evaluate", "report", "info", "diff", "reproduce", "export", "test", "lint")
+    tasks = (
+        "preprocess-data",
+        "train",
+        "evaluate",
+        "report",
+        "info",
+        "diff",
+        "reproduce",
+        "export",
+        "publish",
+        "test",
+        "lint",
+    )
     for task in (*tasks, "docs", "lock"):
         (line,) = [line for line in listed.splitlines() if line.split()[:1] == [task]]
         assert len(line.split()) > 4, f"{task} has no line of help"
@@ -51,6 +63,21 @@ def test_evaluate_names_a_missing_checkpoint(tmp_path: Path):
         f"error: {Path('models/latest/best_model.pth')}: no such file; "
         "train first (`invoke train`) or name another checkpoint"
     )
+
+
+def test_addresses_pass_as_they_are_typed(tmp_path: Path):
+    address = "memory://models/lr=0.1/x.pth"
+    done = invoke("diff", address, address, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"+ python -m mlops.cli diff {address} {address}",
+        *[f"error: {address}: no such file, nor a model published under that name; check the address"] * 2,
+    ]
+    done = invoke("publish", "gs://bucket/models/signs", "--checkpoint", "none.pth", cwd=tmp_path)
+    assert done.stderr.splitlines() == [
+        "+ python -m mlops.cli publish none.pth gs://bucket/models/signs",
+        "error: none.pth: no such file; train first (`invoke train`) or name another checkpoint",
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")

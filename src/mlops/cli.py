@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import mlops
+from mlops import data_cli
 from mlops.errors import MlopsError, fail, printable
 from mlops.files import users_to_mend
 
@@ -18,15 +19,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_cli.app, name="data")
 
-LATEST = Path("models/latest/best_model.pth")
+LATEST = "models/latest/best_model.pth"
 
 Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", help="Full name of a network of your own that the checkpoint may build.", metavar="NAME"),
 ]
-# Not checked by Typer (readable), whose message is a box of several lines.
-CheckpointPath = Annotated[Path, typer.Argument(help="best_model.pth of a run", metavar="CHECKPOINT", readable=False)]
+# Text: as a Path, gs:// would become gs:/.
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        help="best_model.pth of a run: a file, an address such as gs://bucket/best_model.pth, or that of a published "
+        "model",
+        metavar="CHECKPOINT",
+    ),
+]
 
 
 def _version(asked: bool) -> None:
@@ -46,7 +55,7 @@ def _options(
 
 @app.command()
 def info(
-    checkpoint: CheckpointPath = LATEST,
+    checkpoint: Checkpoint = LATEST,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything but the weights as JSON.")] = False,
     as_config: Annotated[
         bool,
@@ -54,24 +63,26 @@ def info(
     ] = False,
 ) -> None:
     """Show what a checkpoint recognises, how well, and what it was made from. Its weights are not read."""
+    from mlops import registry
     from mlops.checkpoint import read_metadata
     from mlops.story import config_as_yaml, show_story
 
     if as_json and as_config:
         raise MlopsError("--json, --config: choose one")
-    story = read_metadata(checkpoint)
+    with registry.opened(checkpoint) as path:
+        story = read_metadata(path)
     if as_json:
         _print(json.dumps(story, indent=1, ensure_ascii=False) + "\n")
     elif as_config:
         _print(config_as_yaml(story))
     else:
-        show_story(checkpoint, story)
+        show_story(registry.name_of(checkpoint), story)
 
 
 @app.command()
 def diff(
-    first: Annotated[Path, typer.Argument(help="A checkpoint", metavar="A", readable=False)],
-    second: Annotated[Path, typer.Argument(help="Another one", metavar="B", readable=False)],
+    first: Annotated[str, typer.Argument(help="A checkpoint: a file or an address", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another one", metavar="B")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Show what differs between two checkpoints; the exit code is 0 where nothing does, else 1.
@@ -79,13 +90,15 @@ def diff(
     Everything that they tell is compared but when they were written and the words of the command: config, classes,
     input, data, code, environment, start weights, metrics; and the weights, by the digests that the files keep of them.
     """
+    from mlops import registry
     from mlops.checkpoint import read_metadata
     from mlops.story import differences, plain, show_differences
 
     stories, problems = [], list[str]()
-    for path in (first, second):
+    for where in (first, second):
         try:
-            stories.append(read_metadata(path))
+            with registry.opened(where) as path:
+                stories.append(read_metadata(path))
         except MlopsError as error:
             problems += error.problems
     if problems:
@@ -94,14 +107,14 @@ def diff(
     if as_json:
         _print(json.dumps({"same": not found, "differences": plain(found)}, indent=1, ensure_ascii=False) + "\n")
     else:
-        show_differences(first, second, found)
+        show_differences(registry.name_of(first), registry.name_of(second), found)
     if found:
         raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
-    checkpoint: CheckpointPath = LATEST,
+    checkpoint: Checkpoint = LATEST,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -132,11 +145,13 @@ def evaluate(
     allow: Allow = None,
 ) -> None:
     """Score a checkpoint: accuracy and its interval, calibration, every class, and the confusion matrix."""
+    from mlops import registry
     from mlops.evaluation.run import evaluate_checkpoint
     from mlops.files import write_text
     from mlops.tables import show_scores
 
-    scores = evaluate_checkpoint(checkpoint, data, split, processed, allow or (), group=group)
+    with registry.opened(checkpoint) as path:
+        scores = evaluate_checkpoint(path, data, split, processed, allow or (), group=group)
     text = json.dumps(scores, indent=1, ensure_ascii=False)
     if json_file == "-":
         _print(text + "\n")
@@ -148,29 +163,40 @@ def evaluate(
 
 @app.command()
 def report(
-    checkpoint: CheckpointPath = LATEST,
+    checkpoint: Checkpoint = LATEST,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where the report goes; a folder beside the checkpoint when left out.", metavar="FOLDER"),
+        typer.Option(
+            help="Where the report goes; a folder beside the checkpoint (here, if that is in a bucket) when left out.",
+            metavar="FOLDER",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the checkpoint's own data: train, val or test.")] = "test",
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
     allow: Allow = None,
 ) -> None:
     """Write a page about a checkpoint: curves, confusions, worst mistakes, calibration, how to make it again."""
+    from mlops import registry
     from mlops.evaluation.run import report_checkpoint
     from mlops.tables import show_report
 
-    folder = output or checkpoint.parent / ("report" if split == "test" else f"report-{split}")
-    show_report(folder, report_checkpoint(checkpoint, folder, split, processed, allow or ()))
+    folder = output or registry.folder_of(checkpoint) / ("report" if split == "test" else f"report-{split}")
+    with registry.opened(checkpoint) as path:
+        missing = report_checkpoint(path, folder, split, processed, allow or ())
+    show_report(folder, missing)
 
 
 @app.command()
 def predict(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="best_model.pth of a run, or model.onnx of mlops export", metavar="MODEL", readable=False),
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="best_model.pth of a run, or model.onnx of mlops export: a file, or an address such as "
+            "gs://bucket/model.onnx",
+            metavar="MODEL",
+        ),
     ],
+    # Not checked by Typer (readable), whose message is a box of several lines.
     images: Annotated[
         list[Path], typer.Argument(help="Image files, or folders that are searched for them", readable=False)
     ],
@@ -180,16 +206,18 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Name what is on pictures. Those that cannot be read are listed at the end, and the exit code is 2 then."""
+    from mlops import registry
     from mlops.tables import predictions_as_csv, show_predictions
 
-    if checkpoint.suffix.lower() == ".onnx":
-        from mlops.evaluation.predict import predict_with_onnx
+    with registry.opened(model) as path:
+        if path.suffix.lower() == ".onnx":
+            from mlops.evaluation.predict import predict_with_onnx
 
-        predictions, unreadable = predict_with_onnx(checkpoint, images)
-    else:
-        from mlops.evaluation.run import predict_images
+            predictions, unreadable = predict_with_onnx(path, images)
+        else:
+            from mlops.evaluation.run import predict_images
 
-        predictions, unreadable = predict_images(checkpoint, images, allow or ())
+            predictions, unreadable = predict_images(path, images, allow or ())
     if csv_file is None:
         show_predictions(predictions)
     elif csv_file == "-":
@@ -204,12 +232,19 @@ def predict(
 
 @app.command()
 def reproduce(
-    checkpoint: CheckpointPath = LATEST,
+    checkpoint: Checkpoint = LATEST,
     epochs: Annotated[
         int | None, typer.Option(help="Prove the first so many epochs only; all when left out.", min=1)
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the images are now; as the checkpoint says when left out.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the start weights are now: a file or an address; as the checkpoint says when left out, but "
+            "nothing is fetched from an address that only the checkpoint names."
+        ),
     ] = None,
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
     outputs: Annotated[Path, typer.Option(help="Where the run goes that is trained for this.")] = Path("outputs"),
@@ -219,27 +254,37 @@ def reproduce(
     """Train again from what a checkpoint says, and compare every epoch: exit code 0 if identical, 1 if not."""
     import logging
 
-    from mlops import stopping
+    from mlops import registry, stopping
     from mlops.progress import ConsoleHandler
     from mlops.reproduce import reproduce as train_again
     from mlops.reproduce import show_proof
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     stopping.listen()
-    proof = train_again(checkpoint, epochs=epochs, data=data, processed=processed, outputs=outputs, allow=allow or ())
+    with registry.opened(checkpoint) as path:
+        proof = train_again(
+            path,
+            epochs=epochs,
+            data=data,
+            weights=weights,
+            processed=processed,
+            outputs=outputs,
+            allow=allow or (),
+        )
     if as_json:
         _print(json.dumps(proof.as_json(), indent=1, allow_nan=False) + "\n")
     else:
-        show_proof(checkpoint, proof)
+        show_proof(registry.name_of(checkpoint), proof)
     raise typer.Exit(0 if proof.identical else 1)
 
 
 @app.command()
 def adopt(
     weights: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A state dict by torch.save, plain or wrapped, or a .safetensors", metavar="WEIGHTS", readable=False
+            help="A state dict by torch.save, plain or wrapped, or a .safetensors: a file or an address",
+            metavar="WEIGHTS",
         ),
     ],
     model: Annotated[
@@ -296,21 +341,27 @@ def adopt(
     allow: Allow = None,
 ) -> None:
     """Make a checkpoint of weights that another program trained: checked, complete, and marked as adopted."""
+    from mlops import registry
     from mlops.adoption.adopt import adopt as adopt_weights
     from mlops.adoption.described import Described
     from mlops.tables import show_adopted
 
     described = Described(model, parameters or (), classes, size, mean, std, resize, filter_, entry)
-    show_adopted(adopt_weights(weights, output, described, force=force, allow=allow or ()))
+    with registry.opened(weights) as path:
+        adopted = adopt_weights(path, output, described, force=force, allow=allow or ())
+    show_adopted(adopted)
 
 
 @app.command()
 def export(
-    checkpoint: CheckpointPath = LATEST,
+    checkpoint: Checkpoint = LATEST,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The file to write; model.onnx beside the checkpoint when left out.", metavar="FILE"
+            "--output",
+            "-o",
+            help="The file to write; model.onnx beside the checkpoint (here, if that is in a bucket) when left out.",
+            metavar="FILE",
         ),
     ] = None,
     data: Annotated[
@@ -325,11 +376,42 @@ def export(
     allow: Allow = None,
 ) -> None:
     """Write a checkpoint as ONNX: one file that runs without torch and was seen to answer alike."""
+    from mlops import registry
     from mlops.export.run import export_checkpoint
     from mlops.tables import show_export
 
-    file = output or checkpoint.parent / "model.onnx"
-    show_export(export_checkpoint(checkpoint, file, data, processed, allow or (), images=images))
+    file = output or registry.folder_of(checkpoint) / "model.onnx"
+    with registry.opened(checkpoint) as path:
+        exported = export_checkpoint(path, file, data, processed, allow or (), images=images)
+    show_export(exported)
+
+
+@app.command()
+def publish(
+    checkpoint: Checkpoint,
+    address: Annotated[
+        str, typer.Argument(help="Where, and under which name: gs://bucket/models/NAME", metavar="ADDRESS")
+    ],
+) -> None:
+    """Put a finished checkpoint into a bucket under a name, by which every command finds the latest of that name."""
+    from mlops import registry
+    from mlops.publish import publish as publish_checkpoint
+    from mlops.publish import show_published
+
+    with registry.opened(checkpoint) as path:
+        published = publish_checkpoint(path, address)
+    show_published(published)
+
+
+@app.command()
+def doctor(
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Look for what stands in the way of a training here, and name the command that mends it; exit code 1 if any."""
+    from mlops.doctor import examine, show
+
+    raise typer.Exit(0 if show(examine(processed), as_json=as_json) else 1)
 
 
 def _print(text: str) -> None:

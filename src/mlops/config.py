@@ -99,6 +99,9 @@ class DataConfig:
     classes: list[str] | None = setting(None, "source csv: the classes in their order; any other label is refused")
     dataset: str | None = setting(None, f"source torchvision: {', '.join(DATASETS)}")
     downloads: str = setting("data/downloads", "source torchvision: where the data sets are kept")
+    pull: Literal["never", "auto"] = setting(
+        "never", "auto: what data.dvc names and is not in data/ is fetched from its bucket"
+    )
     image_size: int = setting(32, "height and width of the prepared images, pixels", minimum=4, maximum=2048)
     resize: geometry.Resize = setting("squash", "squash ignores the aspect ratio, pad keeps it with black borders")
     filter: geometry.Filter = setting("bilinear", "resampling filter, antialiased")

@@ -51,6 +51,8 @@ _INPUT: Fields = {
 _START: Fields = {"weights": str, "sha256": str}
 _COUNTS: Fields = {"train": int, "val": int, "test": int}
 _DATA: Fields = {"name": str, "fingerprint": str, "dvc_md5": str | None, "split_seed": int, "counts": _Mapping}
+# Since versions by DVC are verified.
+_DATA_OPTIONAL: Fields = {"dvc_rev": str | None}
 _CODE: Fields = {"version": str, "commit": str | None, "dirty": bool | None, "diff_sha256": str | None}
 _ENVIRONMENT: Fields = {
     **dict.fromkeys(("python", "torch", "torchvision", "numpy", "pillow", "platform", "cpu_capability"), str),
@@ -150,7 +152,8 @@ def _values(metadata: Mapping[str, Any]) -> Iterator[str]:
     yield from _config(metadata["config"], metadata["input"])
     adopted = "adopted" in metadata
     # Of weights that were trained elsewhere, nobody knows the data.
-    yield from _fields(metadata["data"], "data.", {n: k | None for n, k in _DATA.items()} if adopted else _DATA)
+    told = {n: k | None for n, k in _DATA.items()} if adopted else _DATA
+    yield from _fields(metadata["data"], "data.", told, optional=_DATA_OPTIONAL)
     if isinstance(counts := metadata["data"].get("counts"), dict):
         yield from _fields(counts, "data.counts.", _COUNTS)
         yield from _at_least(0, counts, "data.counts.", _COUNTS)

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 def preprocess(config: Config, run: "Run") -> None:  # noqa: ARG001 - every Hydra task is handed its run
     """Prepare the images that `config.data` names, and show what came of it."""
-    from mlops.data.prepare import build_index, prepare
+    from mlops.data.locate import locate
+    from mlops.data.prepare import Index, prepare
     from mlops.tables import show_prepared
 
-    show_prepared(prepare(build_index(config.data), Path(config.paths.processed)))
+    processed = Path(config.paths.processed)
+    found = locate(config.data, processed)
+    show_prepared(prepare(found, processed) if isinstance(found, Index) else found)
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
 import hashlib
 import logging
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlops
 from mlops.errors import MlopsError
+from mlops.git import git
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ def describe_code(folder: Path = Path(__file__).parent) -> dict[str, Any]:
     """The package's version and, of the git checkout that holds `folder`, the commit, whether its tree is changed, and
     the SHA-256 of the changes.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    changed = _git(folder, "status", "--porcelain") if commit else None
-    diff = f"{_git(folder, 'diff', 'HEAD')}{_new_files(folder)}" if changed else None
+    commit = git(folder, "rev-parse", "HEAD")
+    changed = git(folder, "status", "--porcelain") if commit else None
+    diff = f"{git(folder, 'diff', 'HEAD')}{_new_files(folder)}" if changed else None
     return {
         "version": mlops.__version__,
         "commit": commit.strip() if commit else None,
@@ -31,10 +31,10 @@ def describe_code(folder: Path = Path(__file__).parent) -> dict[str, Any]:
 
 def _new_files(folder: Path) -> str:
     """Names and hashes of the files that git does not know yet and is not told to ignore: no diff has them."""
-    root = (_git(folder, "rev-parse", "--show-toplevel") or "").strip()
-    listed = _git(Path(root), "ls-files", "--others", "--exclude-standard", "-z") if root else None
+    root = (git(folder, "rev-parse", "--show-toplevel") or "").strip()
+    listed = git(Path(root), "ls-files", "--others", "--exclude-standard", "-z") if root else None
     names = [name for name in (listed or "").split("\0") if name]
-    known = _git(Path(root), "hash-object", "--", *names) if names else None
+    known = git(Path(root), "hash-object", "--", *names) if names else None
     return "\n".join([*names, known or ""])
 
 
@@ -79,19 +79,3 @@ def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
     """`torch 2.14.0 -> 2.15.0`: what two plain descriptions do not agree in, a line each."""
     keys = [*before, *(key for key in now if key not in before)]
     return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except (OSError, subprocess.SubprocessError):  # no git, no checkout, or one of another owner
-        return None
-    return done.stdout

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mlops import tables
 from mlops.config import Config, DataConfig, PathsConfig, RunConfig
 from mlops.errors import MlopsError
+from mlops.registry import is_address
+from mlops.storage import shown
 
 if TYPE_CHECKING:
     from mlops.checkpoint import Checkpoint
@@ -76,11 +78,13 @@ def reproduce(
     processed: Path,
     outputs: Path,
     allow: Collection[str],
+    weights: str | None = None,
 ) -> Proof:
     """Train the model of a checkpoint again, all of it or its first `epochs`, and compare weights and metrics.
 
     Args:
         data: where its images are now; where the checkpoint says when left out.
+        weights: where its start weights are now, likewise.
 
     Raises:
         MlopsError: the file cannot be read, was not trained here, or its data or its start weights are not at hand.
@@ -105,7 +109,7 @@ def reproduce(
     # The file of a run that was stopped knows of no more epochs than these.
     ended = file.metadata["temperature"] is not None
     until = None if ended and epochs in (None, len(known)) else epochs or len(known)
-    config = _config(file, data, processed, outputs)
+    config = _config(file, data, weights, processed, outputs)
     allowed = targets.read_allowed(config_folder()).union(allow)
     folder = outputs / datetime.now().strftime(f"%Y-%m-%d/%H-%M-%S-{secrets.token_hex(2)}")  # noqa: DTZ005 - as Hydra
     proof = Proof(folder, places=_check(file, config, allowed))
@@ -156,14 +160,25 @@ def compare_metrics(then: Mapping[str, float], now: Mapping[str, float]) -> list
     return [pair for pair in pairs if pair.file != pair.again]
 
 
-def _config(file: "Checkpoint", data: Path | None, processed: Path, outputs: Path) -> Config:
-    """The config of the file, with what concerns this machine alone as it is here."""
+def _config(file: "Checkpoint", data: Path | None, weights: str | None, processed: Path, outputs: Path) -> Config:
+    """The config of the file, with what concerns this machine alone as it is here.
+
+    Raises:
+        MlopsError: its start weights are in a bucket, which only the file names.
+    """
     config, environment = file.config, file.metadata["environment"]
+    start = config.model.get("weights")
+    if weights is None and start is not None and is_address(start):
+        raise MlopsError(
+            f"model.weights={shown(start)}: nothing is fetched because a checkpoint says so; if that address is yours, "
+            f"name it with --weights {shown(start)}"
+        )
     where = dataclasses.replace(
         config.data,
         root=str(data) if data else config.data.root,
-        # Where to gigabytes are fetched is the user's to say, not the checkpoint's.
+        # Whether and where to gigabytes are fetched is the user's to say, not the checkpoint's.
         downloads=DataConfig().downloads,
+        pull="never",
     )
     # What `auto` meant then.
     training = dataclasses.replace(
@@ -172,6 +187,7 @@ def _config(file: "Checkpoint", data: Path | None, processed: Path, outputs: Pat
     return dataclasses.replace(
         config,
         data=where,
+        model=config.model if weights is None else {**config.model, "weights": weights},
         training=training,
         promote=False,
         tracking=dataclasses.replace(config.tracking, mode="off"),
@@ -234,7 +250,7 @@ def _weights(proof: Proof) -> str:
     return "identical" if proof.same_weights else f"differ by up to {proof.largest_weight:.3g}"
 
 
-def show_proof(path: Path, proof: Proof) -> None:
+def show_proof(path: Path | str, proof: Proof) -> None:
     """What training again showed, for a person."""
     verdict = "identical, bit for bit" if proof.identical else f"DIFFERENT from epoch {proof.first_different} on"
     if proof.first_different is None and not proof.identical:

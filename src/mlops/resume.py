@@ -20,7 +20,7 @@ COMPOSED = ".hydra/composed.json"
 # Settings that do not change the weights of a run: where things are, what is told to whom, how often it is saved.
 # The data's place is among them because its fingerprint is compared.
 _FREE = (
-    *("resume", "promote", "run.", "tracking.", "paths.", "data.root", "data.downloads", "data.workers"),
+    *("resume", "promote", "run.", "tracking.", "paths.", "data.root", "data.downloads", "data.workers", "data.pull"),
     *("training.save_every", "training.require_clean", "training.profile"),
 )
 _MISSING = object()

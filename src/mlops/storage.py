@@ -8,7 +8,7 @@ import base64
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,8 @@ class Bucket:
         MlopsError: by every method: the reason, in one line, names the URL without what is secret in it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        """`options` go to the file system, in the place of what is found in the environment."""
         self.url = shown(url)
         if "::" in url:
             raise MlopsError(f"{self.url}: chained URLs are not read; name one place, such as gs://bucket/folder")
@@ -52,7 +53,8 @@ class Bucket:
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(url, **(gcs.options() if self._gcs else {}))
+            told = (gcs.options() if self._gcs else {}) | dict(options or {})
+            self._fs, self._root = fsspec.core.url_to_fs(url, **told)
         except ImportError as error:
             raise MlopsError(f"{self.url}: needs a package that is not installed: {one_line(error)}") from error
         except Exception as error:
@@ -63,6 +65,17 @@ class Bucket:
         self._folder = Path(self._root or "/") if scheme in {"file", "local"} else None
         if self._folder is None and not self._root.strip("/") and scheme != "memory":
             raise MlopsError(f"{self.url}: names no bucket; write gs://bucket/folder")
+
+    def look(self) -> None:
+        """Ask for one name: whether the bucket is there and may be read."""
+        if not self._gcs:
+            if self._folder is not None and not self._folder.is_dir():
+                raise MlopsError(f"{self.url}: no such folder; mount it or make it first")
+            self.folders()
+            return
+        bucket, _, prefix = self._root.partition("/")
+        with self._told():
+            self._fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
 
     def prove(self, name: str) -> None:
         """Write a small object, replace it and read it back: what saving and resuming will need.
@@ -135,7 +148,19 @@ class Bucket:
                 hear(max(entry.size - heard, 0))  # of a local copy nothing was heard
                 return
             if not left:
-                raise MlopsError(f"{self.url}: {name} does not arrive as it is there; try again")
+                raise MlopsError(f"{self.url}: {name or 'it'} does not arrive as it is there; try again")
+
+    def entry(self, name: str) -> Entry | None:
+        """An object as it is now; None where there is none of that name. An empty name is that of the URL itself."""
+        try:
+            with self._told():
+                self._fs.invalidate_cache()
+                info = self._fs.info(self._path(name))
+        except MlopsError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return None
+            raise
+        return _entry(info) if info["type"] == "file" else None
 
     def files(self, folder: str) -> dict[str, Entry]:
         """All objects below a folder, by their names in it."""
@@ -194,7 +219,7 @@ def shown(url: str) -> str:
     return bare if bare.endswith("://") else bare.rstrip("/")
 
 
-def open_bucket(url: str, seconds: float = READ_TIMEOUT) -> Bucket:
+def open_bucket(url: str, seconds: float = READ_TIMEOUT, options: Mapping[str, Any] | None = None) -> Bucket:
     """A `Bucket`, in a limited time; what takes long there is the search for credentials."""
     # Imports are the disk's time, not the network's.
     with contextlib.suppress(Exception):
@@ -204,7 +229,7 @@ def open_bucket(url: str, seconds: float = READ_TIMEOUT) -> Bucket:
             gcs.options()
         get_filesystem_class(_scheme(url))
     try:
-        return within(seconds, lambda: Bucket(url))
+        return within(seconds, lambda: Bucket(url, options))
     except TimeoutError as error:
         raise MlopsError(f"{shown(url)}: no credentials were found within {seconds:.0f} s; {gcs.LOG_IN}") from error
 

@@ -37,10 +37,10 @@ _NOT_COMPARED = ("created", "overrides", "digest", "format")
 MISSING = object()
 
 
-def show_story(path: Path, story: Story) -> None:
+def show_story(path: Path | str, story: Story) -> None:
     """A checkpoint on one page, for a person."""
     pairs(str(path), _results(story))
-    pairs("Made from", _origin(story))
+    pairs("Made from", _origin(path, story))
     if changed := [*_changed_settings(story["config"])]:
         pairs("Settings that differ from the defaults", changed)
     pairs("Made on", _machine(story))
@@ -111,7 +111,7 @@ def plain(found: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> dict[str, dict[
     }
 
 
-def show_differences(first: Path, second: Path, found: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> None:
+def show_differences(first: Path | str, second: Path | str, found: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> None:
     """Two checkpoints side by side, by what differs."""
     if not found:
         same = "weights, config, classes, input, data, code, environment, start, metrics"
@@ -248,7 +248,7 @@ def _progress(story: Story, config: Story) -> Rows:
         yield "epoch", f"{story['epoch']} of {shown(epochs)}, best {shown(monitor)}{ended}"
 
 
-def _origin(story: Story) -> Rows:
+def _origin(path: Path | str, story: Story) -> Rows:
     data, code, start, config = story["data"], story["code"], story["start"], story["config"]
     yield "model", shown(config["model"]["_target_"])
     if start:
@@ -261,7 +261,9 @@ def _origin(story: Story) -> Rows:
         seed = f", split seed {data['split_seed']}{f': {counts}' if counts else ''}"
         yield "data", f"{data['name']}-{data['fingerprint']}{seed}"
     if data["dvc_md5"]:
-        yield "DVC", data["dvc_md5"]
+        revision = data.get("dvc_rev")
+        yield "data.dvc", f"{data['dvc_md5']}{f', git {revision[:12]}' if revision else ', not committed'}"
+        yield "get that data", to_copy("invoke", "data-pull", "--for", path)
     commit = f"git {code['commit'][:12]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
     yield "code", f"mlops {code['version']}, {commit}"
     if story["overrides"]:

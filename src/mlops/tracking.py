@@ -161,6 +161,8 @@ class Tracker:
             "classes": len(metadata["classes"]),
             "data": data["name"],
             "fingerprint": data["fingerprint"],
+            "dvc_md5": data["dvc_md5"],
+            "dvc_rev": data.get("dvc_rev"),
         }
 
         def send(run: Any) -> None:

@@ -47,7 +47,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     from mlops.checkpoint import BEST, LAST
     from mlops.data.augment import build_augment
     from mlops.data.batches import Batches, evaluation_batch
-    from mlops.data.prepare import build_index, prepare
+    from mlops.data.locate import locate
+    from mlops.data.prepare import Index, prepare
     from mlops.evaluation.evaluate import evaluate_split
     from mlops.mirror import Mirror
     from mlops.models.build import build_model, check_model
@@ -80,8 +81,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     check_clean(code, settings.require_clean)
     environment = describe_environment(str(device), torch.get_num_threads(), precision)
 
-    index = build_index(config.data)
-    classes = index.classes
+    found = locate(config.data, Path(config.paths.processed))
+    classes = found.classes
     if problems := check_model(config.model, run.allowed, num_classes=len(classes), image_size=size):
         raise MlopsError(problems)
     # Before any image is decoded: start weights may not be there, or not fit. A run that goes on has its own.
@@ -97,7 +98,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     if start:
         load_start(model, start, classes)
     model.to(device)
-    data = prepare(index, Path(config.paths.processed))
+    data = prepare(found, Path(config.paths.processed)) if isinstance(found, Index) else found
 
     story = describe_run(config, data, overrides=run.overrides, code=code, environment=environment, start=start)
     if saved:
@@ -191,7 +192,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
         Tracker(
             config.tracking,
             run.folder,
-            dataclasses.asdict(config),
+            dataclasses.asdict(config) | {"data_version": story["data"]},
             settings.monitor,
             run_id=saves.tracker_id,
             history=saves.history,

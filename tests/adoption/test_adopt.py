@@ -18,11 +18,12 @@ from mlops.adoption.adopt import adopt
 from mlops.adoption.described import Described, read_node
 from mlops.data.prepare import build_index, prepare
 from mlops.errors import MlopsError
+from mlops.files import sha256_of
 from mlops.models import SignNet
 from mlops.provenance import describe_code, describe_environment
 from mlops.targets import MODELS
 from mlops.training.record import describe_epoch, describe_run
-from mlops.training.start import read_start, sha256_of
+from mlops.training.start import read_start
 
 SQUEEZENET = "torchvision.models.squeezenet1_1"
 OURS = (

@@ -30,10 +30,10 @@ from mlops.checkpoint import Checkpoint
 from mlops.data.batches import Batches
 from mlops.errors import MlopsError, one_line, printable, shorten
 from mlops.evaluation.evaluate import predict_split
+from mlops.files import sha256_of
 from mlops.models.build import build_model, check_model, find_head
 from mlops.provenance import describe_code, describe_environment
 from mlops.targets import Target
-from mlops.training.start import sha256_of
 from mlops.training.weights import Weights, casts, differences, faults, read_weights, take_off_prefix
 
 T = TypeVar("T")
@@ -186,7 +186,14 @@ def _describe(
         "epoch_digests": [],
         "overrides": None,
         "start": None,
-        "data": {"name": None, "fingerprint": None, "dvc_md5": None, "split_seed": None, "counts": None},
+        "data": {
+            "name": None,
+            "fingerprint": None,
+            "dvc_md5": None,
+            "dvc_rev": None,
+            "split_seed": None,
+            "counts": None,
+        },
         "code": describe_code(),
         "environment": describe_environment("cpu", torch.get_num_threads(), "fp32"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,20 +2,18 @@
 
 import csv
 import json
-import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mlops import page
 from mlops.data.contact import contact_sheets
 from mlops.data.listing import SPLITS
+from mlops.data.spread import histogram, spread
 from mlops.errors import shorten
 from mlops.files import write_text
 from mlops.image import Pixels
@@ -54,17 +52,17 @@ def describe(rows: Iterable[Row], manifest: Mapping[str, Any]) -> dict[str, Any]
         "groups": {split: _groups(groups[split]) for split in SPLITS},
         "copies": len(width) - len(different),
         "imbalance": _imbalance(manifest["counts"]["train"]),
-        "width": _spread(width),
-        "height": _spread(height),
+        "width": spread(width),
+        "height": spread(height),
         # Above 1 is wider than high.
-        "aspect": _spread(width / height),
+        "aspect": spread(width / height),
         "histograms": {
-            "shorter side, pixels": _histogram(np.minimum(width, height)),
-            "longer side, pixels": _histogram(np.maximum(width, height)),
-            "width / height": _histogram(width / height),
+            "shorter side, pixels": histogram(np.minimum(width, height)),
+            "longer side, pixels": histogram(np.maximum(width, height)),
+            "width / height": histogram(width / height),
         },
         "elongated": float(np.mean(np.maximum(width, height) > 1.5 * np.minimum(width, height))),
-        "shorter_side": _spread(np.minimum(width, height)),
+        "shorter_side": spread(np.minimum(width, height)),
         "mean": manifest["mean"],
         "std": manifest["std"],
         "skipped": manifest["skipped"],
@@ -222,33 +220,3 @@ def _groups(images: Counter[str]) -> dict[str, Any]:
 def _imbalance(counts: Mapping[str, int]) -> dict[str, Any]:
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     return {"largest": largest, "smallest": smallest, "ratio": counts[largest] / max(counts[smallest], 1)}
-
-
-def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
-    lowest, low, median, high, highest = np.percentile(values, (0, 5, 50, 95, 100))
-    return {"min": lowest, "p5": low, "median": median, "p95": high, "max": highest}
-
-
-def _histogram(values: npt.NDArray[Any], bins: int = 12) -> list[tuple[str, int]]:
-    """(range in words, images) from the smallest to the largest value; the last bin holds the long tail."""
-    low, high = float(values.min()), float(np.percentile(values, 99))
-    if float(values.max()) == low:
-        return [(f"{low:g}", len(values))]
-    if high == low:  # all but a few are alike
-        high = float(values.max())
-    step = _round_step((high - low) / bins)
-    if values.dtype.kind == "i":
-        step = max(1.0, step)
-    start = math.floor(low / step) * step
-    edges = [start + step * n for n in range(max(1, math.ceil((high - start) / step)) + 1)]
-    counts, _ = np.histogram(values, [*edges[:-1], max(edges[-1], float(values.max()) + step)])
-    names = [f"{left:.4g} to {right:.4g}" for left, right in pairwise(edges)]
-    if values.max() > edges[-1]:
-        names[-1] = f"{edges[-2]:.4g} and more"
-    return list(zip(names, counts.tolist(), strict=True))
-
-
-def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step)

@@ -3,7 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Callable
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -144,3 +146,39 @@ def refuse_unmatched(pattern: str | None, entries: list[Entry]) -> None:
     unmatched = [entry.path.rsplit("/", 1)[-1] for entry in entries if not entry.group]
     if unmatched:
         raise MlopsError(f"data.group={pattern}: does not match {len(unmatched)} file names, such as {unmatched[0]}")
+
+
+def check_classes(classes: Sequence[str], where: str) -> list[str]:
+    """What is wrong with names of classes, one line each: they end up in tables, on terminals and in folders.
+
+    Refused are names that cannot be printed on a line, that a spreadsheet would run as a formula, and those that people
+    and some file systems take for the same.
+    """
+    mend = "rename the folder or the label"
+    problems = []
+    for name in classes:
+        if not name.isprintable():
+            problems.append(f"{where}: class {name!r} has a line break or another unprintable character; {mend}")
+        # Spreadsheets take full-width signs for the plain ones.
+        first = unicodedata.normalize("NFKC", name[:1])
+        if first in ("=", "@") or (first in ("+", "-") and not re.fullmatch(r".(\d+([.,]\d*)?|[.,]\d+)", name)):
+            problems.append(f"{where}: class {name!r} would be run as a formula by a spreadsheet; {mend}")
+    alike = defaultdict(list)
+    for name in classes:
+        alike[unicodedata.normalize("NFC", name.strip()).casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            # ASCII, because what tells them apart may be invisible.
+            shown = " and ".join(f"{name!a}" for name in names)
+            problems.append(f"{where}: classes {shown} differ only in {_difference(names)}; {mend} of all but one")
+    return problems
+
+
+def _difference(names: Sequence[str]) -> str:
+    if len({name.casefold() for name in names}) == 1:
+        return "case"
+    if len({name.strip() for name in names}) == 1:
+        return "the blanks around them"
+    if len({unicodedata.normalize("NFC", name) for name in names}) == 1:
+        return "how Unicode writes the same letters"
+    return "case, blanks or how Unicode writes the same letters"

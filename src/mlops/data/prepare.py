@@ -1,6 +1,7 @@
 """Source -> index -> split -> `data/processed/<name>-<fingerprint>/`: the same inputs give the same folder, once."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import logging
@@ -9,7 +10,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -27,11 +27,15 @@ from mlops.config import DataConfig
 from mlops.data import split as splitting
 from mlops.data.arrays import ArrayWriter, channel_statistics, load, sync
 from mlops.data.card import write_card
-from mlops.data.decode import Geometry, Unreadable, cores, decode_all
+from mlops.data.decode import Geometry, Unreadable, decode_all
 from mlops.data.duplicates import settle
+from mlops.data.hashes import hash_all
 from mlops.data.listing import SPLITS, Entry, Listing
 from mlops.data.sources import open_source
-from mlops.errors import MlopsError, printable, shorten
+from mlops.data.versioning.here import NotHereError, request, version_of
+from mlops.data.versioning.pointer import Version, need_root
+from mlops.data.versioning.versions import pull
+from mlops.errors import MlopsError, one_line, printable, shorten
 from mlops.files import sync_folder, write_text, writing_to
 from mlops.image import Pixels
 from mlops.progress import bar
@@ -56,7 +60,8 @@ class Item:
 class Index:
     """What is to be prepared: every image by split and path, before any is decoded.
 
-    `dropped` has the path and the reason of every image that is left out as a copy of another.
+    `dropped` has the path and the reason of every image that is left out as a copy of another. `version` is the one
+    that the files were found to be of, all of them.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Index:
     dropped: list[dict[str, str]]
     config: DataConfig
     fingerprint: str
+    version: Version | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -73,10 +79,11 @@ class Index:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder, opened."""
+    """A prepared folder, opened; `version` is the one of `data.dvc` that its images are of."""
 
     folder: Path
     manifest: dict[str, Any]
+    version: Version | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -115,12 +122,16 @@ class Prepared:
 def build_index(config: DataConfig) -> Index:
     """List, limit, split and hash the images that `config` names. Nothing is decoded or written.
 
+    Versioned files are held against the manifest of their version first; with `data.pull=auto`, those that are missing
+    are fetched.
+
     Raises:
-        MlopsError: as `open_source`, `duplicates.settle` and `split.assign` do.
+        MlopsError: as `version_of`, `open_source`, `duplicates.settle` and `split.assign` do.
     """
+    version = _settle_version(config)
     listing = open_source(config)
     entries = splitting.limit(listing.entries, config.limit, config.split.seed)
-    hashes = _hash_all(listing, entries)
+    hashes = hash_all(listing.tree, entries)
     entries, hashes, dropped = settle(
         entries, hashes, listing.classes, config.duplicates, lambda entry: image.is_image(listing.tree.read(entry.path))
     )
@@ -128,7 +139,18 @@ def build_index(config: DataConfig) -> Index:
     items = [Item(*item) for item in zip(entries, splits, hashes, strict=True)]
     items.sort(key=lambda item: (SPLITS.index(item.split), item.entry.path))
     name = config.name or _name_of(config.root or config.dataset or config.source)
-    return Index(name, listing, items, dropped, config, _fingerprint(config, listing.classes, items))
+    return Index(name, listing, items, dropped, config, _fingerprint(config, listing.classes, items), version)
+
+
+def _settle_version(config: DataConfig) -> Version | None:
+    try:
+        return version_of(config)
+    except NotHereError as error:
+        if config.pull != "auto":
+            raise
+        log.info(f"{one_line(error)}; fetching it (data.pull=auto)")
+        pull(need_root())
+        return version_of(config)
 
 
 def prepare(index: Index, processed: Path) -> Prepared:
@@ -155,9 +177,35 @@ def prepare(index: Index, processed: Path) -> Prepared:
                     _build(index, folder)
             finally:
                 lock.release()
-    prepared = open_prepared(folder)
+    prepared = dataclasses.replace(open_prepared(folder), version=index.version)
     _check_skipped(prepared.manifest["skipped"], len(index.items), index.config.max_bad)
+    _note_version(prepared, index)
     return prepared
+
+
+def _note_version(prepared: Prepared, index: Index) -> None:
+    """Let the manifest of a folder say which version and which settings last came to these same arrays."""
+    told = _origin(index)
+    if index.version is not None and any(prepared.manifest.get(key) != value for key, value in told.items()):
+        prepared.manifest.update(told)
+        try:
+            write_text(prepared.folder / "manifest.json", json.dumps(prepared.manifest, indent=1, ensure_ascii=False))
+        except MlopsError as error:
+            # Of a folder that may only be read, the arrays are as good.
+            log.warning(f"{one_line(error)}; `invoke data-push --processed` will not know this folder's version")
+
+
+def _origin(index: Index) -> dict[str, Any]:
+    config, version = index.config, index.version
+    return {
+        "source": {
+            "kind": config.source,
+            "root": config.root or config.dataset,
+            "dvc_md5": version.md5 if version else None,
+            "dvc_rev": version.revision if version else None,
+        },
+        "request": request(config),
+    }
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -248,7 +296,7 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         "counts": {split: dict(counts[split]) for split in SPLITS},
         "mean": mean,
         "std": std,
-        "source": {"kind": config.source, "root": config.root or config.dataset, "dvc_md5": None},
+        **_origin(index),
         "split": asdict(config.split),
         "skipped": skipped,
         "dropped": index.dropped,
@@ -260,22 +308,6 @@ def _write_arrays(index: Index, folder: Path) -> dict[str, Any]:
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _hash_all(listing: Listing, entries: Sequence[Entry]) -> list[str]:
-    def digest(entry: Entry) -> str:
-        try:
-            return hashlib.sha256(listing.tree.read(entry.path)).hexdigest()
-        except OSError:
-            return ""  # decoding will say why
-
-    # Reading and hashing release the interpreter; for small files more threads would only take turns.
-    with ThreadPoolExecutor(min(cores(), 8)) as pool, bar("reading", len(entries)) as progress:
-        hashes: list[str] = []
-        for start in range(0, len(entries), 1024):
-            hashes += pool.map(digest, entries[start : start + 1024])
-            progress.advance(len(hashes) - start)
-    return hashes
 
 
 def _fingerprint(config: DataConfig, classes: list[str], items: Sequence[Item]) -> str:

@@ -14,11 +14,13 @@ from mlops.data.listing import (
     SPLIT_NAMES,
     Entry,
     Listing,
+    check_classes,
     find_table,
     group_by_name,
     in_order,
     read_box,
     read_csv,
+    refuse,
     refuse_unmatched,
 )
 from mlops.data.tree import MemoryTree, Tree, open_tree
@@ -44,6 +46,7 @@ def open_source(config: DataConfig) -> Listing:
         raise MlopsError(
             f"{listing.tree.label}: holds one class only ({listing.classes[0]}); a classifier needs two or more"
         )
+    refuse(check_classes(listing.classes, listing.tree.label))
     return listing
 
 

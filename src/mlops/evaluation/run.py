@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +183,24 @@ def find_own_data(checkpoint: Checkpoint, processed: Path) -> Path | Index:
         raise MlopsError(f"checkpoint: names its data {name!r}, which is no name of a prepared folder")
     if (processed / name).exists():
         return processed / name
-    settings = checkpoint.config.data
-    if settings.source == "torchvision":
-        # Where to, and whether, gigabytes are fetched is the user's to say, not the checkpoint's.
-        settings = dataclasses.replace(settings, downloads=DataConfig().downloads)
-        if not is_fetched(settings):
-            raise MlopsError(
-                f"{settings.downloads}: does not hold torchvision's {settings.dataset}, the data of this checkpoint; "
-                f"fetch it with: invoke preprocess-data -o data=torchvision -o data.dataset={settings.dataset}"
-            )
+    # Where to, and whether, gigabytes are fetched is the user's to say, not the checkpoint's.
+    settings = dataclasses.replace(checkpoint.config.data, downloads=DataConfig().downloads, pull="never")
+    if settings.source == "torchvision" and not is_fetched(settings):
+        raise MlopsError(
+            f"{settings.downloads}: does not hold torchvision's {settings.dataset}, the data of this checkpoint; "
+            f"fetch it with: invoke preprocess-data -o data=torchvision -o data.dataset={settings.dataset}"
+        )
     index = build_index(settings)
     if index.fingerprint != wanted["fingerprint"]:
         raise MlopsError(
             f"{index.listing.tree.label}: is not the data this checkpoint was trained on ({wanted['fingerprint']}, "
-            f"found {index.fingerprint}); bring that data back or name a folder to evaluate"
+            f"found {index.fingerprint}); {_bring_back(wanted)}, or name a folder to evaluate"
         )
     return index
+
+
+def _bring_back(wanted: Mapping[str, Any]) -> str:
+    return "`invoke data-pull --for CHECKPOINT` brings it" if wanted["dvc_md5"] else "bring that data back"
 
 
 def _open(found: Path | Index, processed: Path) -> Prepared:

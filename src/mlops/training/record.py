@@ -50,7 +50,8 @@ def describe_run(
         "data": {
             "name": manifest["name"],
             "fingerprint": data.fingerprint,
-            "dvc_md5": manifest["source"]["dvc_md5"],
+            "dvc_md5": data.version.md5 if data.version else None,
+            "dvc_rev": data.version.revision if data.version else None,
             "split_seed": config.data.split.seed,
             "counts": {split: sum(counts.values()) for split, counts in manifest["counts"].items()},
         },
@@ -69,7 +70,7 @@ def continue_story(now: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str
         MlopsError: the data is not the one that the run was started with.
     """
     changed = describe_differences(saved["data"], now["data"])
-    changed = [line for line in changed if not line.startswith(("name ", "dvc_md5 "))]
+    changed = [line for line in changed if not line.startswith(("name ", "dvc_md5 ", "dvc_rev "))]
     if changed:
         raise MlopsError(
             [

@@ -1,15 +1,15 @@
-"""Start weights for transfer learning: `model.weights`, a published name or a local file.
+"""Start weights for transfer learning: `model.weights`, a published name, a file or one in a bucket.
 
 Only training reads them. The checkpoint remembers their name and SHA-256 and holds the trained weights themselves, so
 rebuilding asks for neither file nor network.
 """
 
-import hashlib
+import contextlib
 import logging
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from mlops import checkpoint, targets
+from mlops import checkpoint, registry, targets
 from mlops.errors import MlopsError, one_line
+from mlops.files import sha256_of
 from mlops.models.build import find_head
 from mlops.targets import Target
 from mlops.training.weights import differences, read_weights
@@ -34,7 +35,7 @@ class Start:
     """Weights to start from.
 
     Args:
-        weights: what was asked for, `DEFAULT` resolved.
+        weights: what was asked for, `DEFAULT` and the `latest` of a published model resolved.
         sha256: of the file that holds them.
         state_dict: tensors by name.
         mean, std: of the pixels (0..1) they were trained on, one a channel; None where that is unknown.
@@ -69,7 +70,10 @@ def check_weights(node: Target, allowed: Collection[str]) -> list[str]:
     """What is wrong with `node["weights"]`, before anything is downloaded."""
     name = node.get("weights")
     try:
-        if name is not None and not Path(name).is_file():
+        if name is not None and registry.is_address(name):
+            with _setting():
+                registry.find(name)
+        elif name is not None and not Path(name).is_file():
             _choose(name, _published(node, allowed))
     except MlopsError as error:
         return error.problems
@@ -79,7 +83,7 @@ def check_weights(node: Target, allowed: Collection[str]) -> list[str]:
 
 
 def read_start(node: Target, allowed: Collection[str]) -> Start | None:
-    """The start weights that `node` asks for; None when it asks for none. Downloads a published name once.
+    """The start weights that `node` asks for; None when it asks for none. Downloads a name or an address once.
 
     Raises:
         MlopsError: there are no such weights, they cannot be downloaded or read, or are not what they should be.
@@ -88,17 +92,22 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
     if name is None:
         return None
     published = _published(node, allowed)
-    path = Path(name)
+    path, where = Path(name), str(Path(name))
+    if registry.is_address(name):
+        with _setting():
+            found = registry.find(name)
+            path, where = registry.fetch(found), found.address
     if path.is_file():
         if checkpoint.is_checkpoint(path):
-            return _read_checkpoint(path)
-        tensors, scaling = read_weights(path, f"model.weights={path}").tensors, _statistics(path, published)
+            with registry.named(path, where):
+                return _read_checkpoint(path, where)
+        tensors, scaling = read_weights(path, f"model.weights={where}").tensors, _statistics(path, published)
         if published and scaling is None:
             log.warning(
-                f"model.weights={path}: the published weights of this network were trained on pixels scaled in "
+                f"model.weights={where}: the published weights of this network were trained on pixels scaled in "
                 "different ways and the file does not say which; your data's own mean and standard deviation are used"
             )
-        return Start(str(path), sha256_of(path), tensors, *(scaling or (None, None)))
+        return Start(where, sha256_of(path), tensors, *(scaling or (None, None)))
     known = _choose(name, published)
     try:
         path = known.fetch()
@@ -112,13 +121,22 @@ def read_start(node: Target, allowed: Collection[str]) -> Start | None:
     return Start(known.name, sha256_of(path), tensors, known.mean, known.std)
 
 
-def _read_checkpoint(path: Path) -> Start:
+@contextlib.contextmanager
+def _setting() -> Iterator[None]:
+    """Let problems say which setting they are about."""
+    try:
+        yield
+    except MlopsError as error:
+        raise MlopsError([f"model.weights={problem}" for problem in error.problems]) from error
+
+
+def _read_checkpoint(path: Path, where: str) -> Start:
     kept = checkpoint.read(path)
     try:
         given = kept.metadata["input"]
-        return Start(str(path), sha256_of(path), kept.state_dict, list(given["mean"]), list(given["std"]), kept.classes)
+        return Start(where, sha256_of(path), kept.state_dict, list(given["mean"]), list(given["std"]), kept.classes)
     except (KeyError, TypeError) as error:
-        raise MlopsError(f"model.weights={path}: is damaged: it does not say which input it expects") from error
+        raise MlopsError(f"model.weights={where}: is damaged: it does not say which input it expects") from error
 
 
 def published_statistics(node: Target, allowed: Collection[str], path: Path) -> tuple[list[float], list[float]] | None:
@@ -253,9 +271,3 @@ def _download_from_hub(repository: str, file_name: str) -> Path:
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
     return Path(huggingface_hub.hf_hub_download(repository, file_name))
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

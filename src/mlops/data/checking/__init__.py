@@ -1,0 +1,1 @@
+"""What a person should know of images before training on them: counts, sizes, copies, likenesses, leaks."""
