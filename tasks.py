@@ -24,6 +24,7 @@ CHECKS = {
     "workflows": "check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
     "dependabot": "check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml",
     "actionlint": "actionlint -shellcheck= -pyflakes= .github/workflows/*.yml",
+    "containers": "hadolint dockerfiles/predict.dockerfile",
     "zizmor": "zizmor --offline --persona=pedantic --no-progress .github",
     "docs": "properdocs build --strict",  # --quiet would silence the warnings that --strict counts
 }
@@ -106,12 +107,54 @@ def export(c, checkpoint=LATEST, output=None, data=None):
 
 
 @task(
-    positional=["address"],
-    help={"address": "gs://bucket/models/NAME", "checkpoint": "the file to publish"},
+    positional=["checkpoint", "address"],
+    help={"checkpoint": "the file to publish", "address": "gs://bucket/models/NAME"},
 )
-def publish(c, address, checkpoint=LATEST):
+def publish(c, checkpoint, address):
     """Put a finished checkpoint into a bucket under a name, by which every command finds the latest of that name."""
     _become("-m", "mlops.cli", "publish", checkpoint, address)
+
+
+@task(positional=["url"], help={"url": "gs://bucket/path, or the folder of a network share"})
+def data_remote(c, url):
+    """Say which bucket versions of data/ live in, for everybody who has this repository."""
+    _become("-m", "mlops.cli", "data", "remote", url)
+
+
+@task(
+    help={
+        "for": "a checkpoint: fetch the version that it was trained on",
+        "processed": "fetch what was prepared from the data, not the images",
+    }
+)
+def data_pull(c, for_=None, processed=False):
+    """Bring data/ to the version that data.dvc names: fetched, verified, nothing of yours overwritten."""
+    options = [*(["--for", for_] if for_ else []), *(["--processed"] if processed else [])]
+    _become("-m", "mlops.cli", "data", "pull", *options)
+
+
+@task(help={"processed": "send what was prepared from the current version, not data/ itself"})
+def data_push(c, processed=False):
+    """Record what is in data/ as a version and send it to the bucket."""
+    _become("-m", "mlops.cli", "data", "push", *(["--processed"] if processed else []))
+
+
+@task
+def data_status(c):
+    """Show how data/, data.dvc and the bucket stand to each other."""
+    _become("-m", "mlops.cli", "data", "status")
+
+
+@task(positional=["source"], help={"source": "a folder, .tar or .zip of images, or digits"})
+def data_check(c, source):
+    """Report on images before training: counts, sizes, brightness, copies, near-copies, leaks."""
+    _become("-m", "mlops.cli", "data", "check", source)
+
+
+@task
+def doctor(c):
+    """Look for what stands in the way of a training here, and name the command that mends it."""
+    _become("-m", "mlops.cli", "doctor")
 
 
 @task(help={"slow": "the tests that take long, instead of all else"})

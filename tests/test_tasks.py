@@ -29,6 +29,12 @@ def test_the_list_reads_as_a_menu():
         "reproduce",
         "export",
         "publish",
+        "data-remote",
+        "data-pull",
+        "data-push",
+        "data-status",
+        "data-check",
+        "doctor",
         "test",
         "lint",
     )
@@ -73,11 +79,28 @@ def test_addresses_pass_as_they_are_typed(tmp_path: Path):
         f"+ python -m mlops.cli diff {address} {address}",
         *[f"error: {address}: no such file, nor a model published under that name; check the address"] * 2,
     ]
-    done = invoke("publish", "gs://bucket/models/signs", "--checkpoint", "none.pth", cwd=tmp_path)
+    done = invoke("publish", "none.pth", "gs://bucket/models/signs", cwd=tmp_path)
     assert done.stderr.splitlines() == [
         "+ python -m mlops.cli publish none.pth gs://bucket/models/signs",
         "error: none.pth: no such file; train first (`invoke train`) or name another checkpoint",
     ]
+
+
+def test_the_data_tasks_become_the_commands_that_they_wrap(tmp_path: Path):
+    for words, command in (
+        (("data-pull", "--for", "none.pth"), "data pull --for none.pth"),
+        (("data-pull", "--processed"), "data pull --processed"),
+        (("data-push", "--processed"), "data push --processed"),
+        (("data-status",), "data status"),
+        (("data-remote", "gs://bucket/x"), "data remote gs://bucket/x"),
+        (("data-check", "nowhere"), "data check nowhere"),
+    ):
+        done = invoke(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        first, *errors = done.stderr.splitlines()
+        assert first == f"+ python -m mlops.cli {command}"
+        assert errors
+        assert all(line.startswith("error: ") for line in errors)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")

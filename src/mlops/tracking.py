@@ -161,7 +161,7 @@ class Tracker:
             "classes": len(metadata["classes"]),
             "data": data["name"],
             "fingerprint": data["fingerprint"],
-            "dvc_md5": data["dvc_md5"],
+            "dvc_md5": data.get("dvc_md5"),
             "dvc_rev": data.get("dvc_rev"),
         }
 

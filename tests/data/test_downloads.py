@@ -388,7 +388,7 @@ def test_a_fetched_data_set_is_prepared_with_val_drawn_from_train_and_test_whole
     assert prepared.folder.name.startswith(f"{name.lower()}-")
     counts = {split: sum(prepared.manifest["counts"][split].values()) for split in ("train", "val", "test")}
     assert counts == ({"train": 3, "val": 3, "test": 3} if name == "CIFAR10" else {"train": 4, "val": 4, "test": 2})
-    assert prepared.manifest["source"] == {"kind": "torchvision", "root": name, "dvc_md5": None}
+    assert prepared.manifest["source"] == {"kind": "torchvision", "root": name, "dvc_md5": None, "dvc_rev": None}
 
 
 def test_a_broken_download_leaves_nothing_that_breaks_the_next_try(

@@ -196,3 +196,16 @@ def test_a_pipe_is_no_place_for_images_and_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MlopsError, match=r"data\.root=.*pipe: is a device or a pipe, not a file"):
         open_tree(tmp_path / "pipe")
+
+
+def test_a_tar_that_was_cut_is_refused_wherever_it_was_cut(tmp_path: Path):
+    whole = make("tar", tmp_path).read_bytes()
+    last = whole.rindex(b"three")
+    cut = tmp_path / "cut.tar"
+    # Between two members, Python's own reader takes it for a shorter archive.
+    for length in range(0, last + 512, 512):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(MlopsError, match=r"cut\.tar"):
+            open_tree(cut)
+    cut.write_bytes(whole[: last - last % 512 + 1024])
+    assert open_tree(cut).names == sorted(FILES)

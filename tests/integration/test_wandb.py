@@ -215,6 +215,8 @@ def test_a_training_arrives_with_config_metrics_pictures_and_checkpoint(
         "classes": 3,
         "data": "pictures",
         "fingerprint": story["data"]["fingerprint"],
+        "dvc_md5": None,
+        "dvc_rev": None,
     }
 
     sent = b"\n".join(server.received[before:])

@@ -117,6 +117,12 @@ class TarTree(Tree):
                     if name in self._places:
                         raise MlopsError(f"{path}: holds {name} twice; pack it anew")
                     self._places[name] = (member.offset_data, member.size)
+                ended = archive.offset
+            # Cut between two members, an archive reads like a shorter one; a whole one ends in zeros.
+            with path.open("rb") as file:
+                file.seek(ended)
+                if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
+                    raise MlopsError(f"{path}: ends in the middle: it was cut; copy or pack it anew")
         except (tarfile.TarError, *_DAMAGED) as error:
             raise MlopsError(f"{path}: is not an uncompressed .tar: {one_line(error)}") from error
         super().__init__(str(path), _seen(self._places), _seen(folders))
