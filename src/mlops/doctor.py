@@ -198,6 +198,7 @@ def _viewer(address: str, key: str) -> str:
 def _data() -> Finding:
     from mlops.data.versioning.embed import DVC_MD5
     from mlops.data.versioning.pointer import DATA, POINTER, find_root, read_pointer
+    from mlops.data.versioning.sums import SUMS
     from mlops.data.versioning.versions import compare_here
 
     root = find_root()
@@ -205,7 +206,7 @@ def _data() -> Finding:
     pull, push = to_copy("invoke", "data-pull"), to_copy("invoke", "data-push")
     if root is None or pointer is None:
         return Finding("data", "unset", "no data is versioned here", push)
-    if pointer.md5 == DVC_MD5 and not any((root / DATA).glob("*.*")):
+    if pointer.md5 == DVC_MD5 and not (root / DATA / SUMS).is_file():
         return Finding("data", "ok", f"{POINTER} names the digits that ship with scikit-learn: nothing to pull")
     wrong = compare_here(root, pointer)
     if not wrong:

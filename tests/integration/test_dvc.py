@@ -153,6 +153,12 @@ def test_a_fresh_clone_fetches_what_was_prepared_and_trains_without_the_images(
     quick = (*QUICK, "data.root=data/pictures", "training.epochs=1")
     assert hydra_command("train", *quick).code == 0
     fingerprint = json.loads(mlops_command("info", "--json").out)["data"]["fingerprint"]
+    precious = project / "processed" / "mine"
+    precious.mkdir(parents=True)
+    refused = mlops_command("data", "push", "--processed")
+    assert refused.code == 2
+    assert "processed: holds mine, which is no prepared data" in refused.errors[0]
+    precious.rmdir()
     sent = mlops_command("data", "push", "--processed")
     assert sent.code == 0, sent.err
     assert f"pictures-{fingerprint}" in sent.out
@@ -389,3 +395,17 @@ def test_a_full_disk_during_a_pull_is_one_line_and_the_pull_can_be_repeated(
     done = mlops_command("data", "pull")
     assert done.code == 0, done.err
     assert content(project / "data") == before
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_start_at_once_one_fetches_for_both(project: Path, emulator: Emulator, mlops_command: Command):
+    assert mlops_command("data", "push").code == 0
+    before = content(project / "data")
+    forget(project)
+    command = [sys.executable, "-m", "mlops.preprocess", *SETTINGS, "data.pull=auto"]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    assert sum("fetching it (data.pull=auto)" in err for err in told) == 1
+    here = content(project / "data")
+    assert {name: here[name] for name in before} == before

@@ -6,6 +6,7 @@ from mlops.config import DataConfig
 from mlops.data.prepare import Index, Prepared, build_index
 from mlops.data.versioning.pointer import PREPARED, PREPARED_POINTER, find_root
 from mlops.data.versioning.prepared import find_prepared, pull_prepared
+from mlops.data.versioning.versions import one_at_a_time
 
 
 def locate(config: DataConfig, processed: Path) -> Index | Prepared:
@@ -26,6 +27,9 @@ def locate(config: DataConfig, processed: Path) -> Index | Prepared:
         and (project / PREPARED_POINTER).exists()
         and not (project / PREPARED).exists()
     ):
-        pull_prepared(project, processed)
-        found = find_prepared(config, processed)
+        with one_at_a_time(project):
+            found = find_prepared(config, processed)
+            if found is None:
+                pull_prepared(project, processed)
+        found = found or find_prepared(config, processed)
     return found or build_index(config)

@@ -1,5 +1,6 @@
 """Source -> index -> split -> `data/processed/<name>-<fingerprint>/`: the same inputs give the same folder, once."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -34,7 +35,7 @@ from mlops.data.listing import SPLITS, Entry, Listing
 from mlops.data.sources import open_source
 from mlops.data.versioning.here import NotHereError, request, version_of
 from mlops.data.versioning.pointer import Version, need_root
-from mlops.data.versioning.versions import pull
+from mlops.data.versioning.versions import one_at_a_time, pull
 from mlops.errors import MlopsError, one_line, printable, shorten
 from mlops.files import sync_folder, write_text, writing_to
 from mlops.image import Pixels
@@ -148,8 +149,11 @@ def _settle_version(config: DataConfig) -> Version | None:
     except NotHereError as error:
         if config.pull != "auto":
             raise
-        log.info(f"{one_line(error)}; fetching it (data.pull=auto)")
-        pull(need_root())
+        with one_at_a_time(need_root()):
+            with contextlib.suppress(NotHereError):
+                return version_of(config)  # another run has fetched it meanwhile
+            log.info(f"{one_line(error)}; fetching it (data.pull=auto)")
+            pull(need_root())
         return version_of(config)
 
 
@@ -204,8 +208,13 @@ def _origin(index: Index) -> dict[str, Any]:
             "dvc_md5": version.md5 if version else None,
             "dvc_rev": version.revision if version else None,
         },
-        "request": request(config),
+        "request": describe_request(config),
     }
+
+
+def describe_request(config: DataConfig) -> dict[str, Any]:
+    """Which images, and what this code makes of them: the same request and version give the same arrays."""
+    return {"layout": LAYOUT, "image": image.VERSION, **request(config)}
 
 
 def open_prepared(folder: Path) -> Prepared:

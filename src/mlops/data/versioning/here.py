@@ -94,7 +94,7 @@ def version_of(config: DataConfig) -> Version | None:
 
 
 def request(config: DataConfig) -> dict[str, Any]:
-    """Which images, and what is made of them, in plain values: the same request and version give the same arrays."""
+    """The settings that say which images, and what is to be made of them, wherever the project lies."""
     told = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     if (found := versioned(config)) is not None:
         told["root"] = f"{DATA}/{found[1]}"

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mlops.config import DataConfig
-from mlops.data.prepare import Prepared, open_prepared
+from mlops.data.prepare import Prepared, describe_request, open_prepared
 from mlops.data.versioning import versions
 from mlops.data.versioning.dvc import dvc
-from mlops.data.versioning.here import request, versioned
+from mlops.data.versioning.here import versioned
 from mlops.data.versioning.pointer import PREPARED, PREPARED_POINTER, Pointer, Version, read_pointer
 from mlops.data.versioning.remote import need_remote, reach
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, shorten
 from mlops.files import sync_folder, writing_to
 from mlops.git import revision_of
 
@@ -44,10 +44,16 @@ def push_prepared(root: Path, processed: Path) -> list[str]:
     remote = need_remote(root)
     bucket = reach(remote)
     twin = root / PREPARED
+    stale = [old for old in sorted(twin.glob("*")) if old.name not in {folder.name for folder in found}]
+    if others := [old for old in stale if not (old / "manifest.json").is_file()]:
+        raise MlopsError(
+            f"{twin}: holds {shorten([old.name for old in others])}, which is no prepared data; what is versioned as "
+            f"{PREPARED_POINTER} lies there: move that away"
+        )
     with writing_to(twin):
         twin.mkdir(exist_ok=True)
-        for stale in [old for old in twin.iterdir() if old.name not in {folder.name for folder in found}]:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        for old in stale:
+            shutil.rmtree(old)
         for folder in found:
             _link_tree(open_prepared(folder).folder, twin / folder.name)
     added = dvc(root, "add", PREPARED, "--quiet", doing=f"recording {PREPARED}")
@@ -89,7 +95,7 @@ def find_prepared(config: DataConfig, processed: Path) -> Prepared | None:
     """
     if (found := versioned(config)) is None:
         return None
-    pointer, wanted = found[0], request(config)
+    pointer, wanted = found[0], describe_request(config)
     for folder, manifest in _manifests(processed):
         if manifest["source"].get("dvc_md5") == pointer.md5 and manifest.get("request") == wanted:
             log.info(f"data: {config.root} is not here; {folder} was prepared from it, version {pointer.md5[:8]}")

@@ -1,11 +1,15 @@
 """Versions of `data/`: recorded, sent, fetched and compared, by DVC's own commands and with our manifest."""
 
+import contextlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from mlops.data.versioning.dvc import Finished, dvc, forget_remote
 from mlops.data.versioning.embed import DVC_MD5, embed
@@ -22,7 +26,7 @@ from mlops.data.versioning.pointer import (
 from mlops.data.versioning.remote import NAME, Remote, check_url, need_remote, reach, read_remote
 from mlops.data.versioning.sums import SUMS, compare, describe, read_sums, write_sums_of
 from mlops.errors import MlopsError, shorten
-from mlops.files import sha256_of, write_text
+from mlops.files import sha256_of, write_text, writing_to
 from mlops.git import git, revision_of
 from mlops.storage import Bucket
 
@@ -142,6 +146,24 @@ def pull(root: Path) -> Pointer:
                 "was data.dvc edited? `git checkout data.dvc` brings back the committed one"
             )
     return pointer
+
+
+@contextlib.contextmanager
+def one_at_a_time(root: Path) -> Iterator[None]:
+    """Wait until no other run of this project fetches: of several that start at once, one does it for all."""
+    folder = root / ".dvc" / "tmp"
+    with writing_to(folder):
+        folder.mkdir(exist_ok=True)
+        lock = filelock.FileLock(folder / "mlops.lock")
+        try:
+            lock.acquire(timeout=0.5)
+        except filelock.Timeout:
+            log.info("waiting for another run that fetches the data")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> None:
