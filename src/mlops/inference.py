@@ -1,5 +1,6 @@
 """model.onnx -> probabilities, by onnxruntime alone: no torch, and nothing of the training."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -77,6 +78,8 @@ class OnnxModel:
 
 
 def _start(content: bytes, where: str, threads: int) -> "InferenceSession":
+    # Newer versions report to their maker what they run, unless told not to before they are imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
