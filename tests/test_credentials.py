@@ -24,6 +24,14 @@ def test_googles_key_files_and_private_keys_are_told_from_other_files(tmp_path: 
     assert key_in(personal) == "Google credentials (authorized_user)"
     (tmp_path / "id_rsa").write_text(PEM)
     assert key_in(tmp_path / "id_rsa") == "a private key"
+    quoted = json.dumps({"private_key": PEM, "type": "service_account"})
+    for name, text in (
+        (".env", f"GOOGLE='{quoted}'"),
+        ("list.json", f"[{quoted}]"),
+        ("twice.json", json.dumps(quoted)),
+    ):
+        (tmp_path / name).write_text(text)
+        assert key_in(tmp_path / name) == "a private key", name
     for name, text in (
         ("federated.json", json.dumps({"type": "external_account", "audience": "x"})),
         ("empty.json", json.dumps({"type": "service_account"})),

@@ -90,6 +90,19 @@ def test_a_broken_pointer_is_a_finding_not_a_crash(clone: Path, mlops_command: C
     assert told["data"]["mend"] == "git checkout data.dvc"
 
 
+def test_a_check_that_fails_in_an_unforeseen_way_does_not_hide_the_others(
+    clone: Path, mlops_command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def broken() -> doctor.Finding:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(doctor, "_disk", broken)
+    code, told = found(mlops_command)
+    assert code == 1
+    assert told["disk"]["found"] == "RuntimeError: unforeseen"
+    assert len(told) == 9
+
+
 class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         key = self.headers["Authorization"]
@@ -134,6 +147,13 @@ def test_a_wandb_account_is_asked_for_its_name_and_has_five_seconds(
     (tmp_path / "home").mkdir(exist_ok=True)
     (tmp_path / "home" / "netrc").write_text("machine 127.0.0.1\n  login user\n  password key\n")
     assert account() == ("ok", "anna, team")
+    for address in ("http://user:s3cret@127.0.0.1:9", "http://localhost:abc"):
+        monkeypatch.setenv("WANDB_API_KEY", "key")
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        state, said = account()
+        assert state == "FAIL"
+        assert "s3cret" not in said
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{wandb_api.server_port}")
     monkeypatch.setattr(doctor, "WANDB_TIMEOUT", 0.3)
     wandb_api.silent = True  # type: ignore[attr-defined]
     started = time.monotonic()

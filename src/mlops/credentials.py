@@ -14,7 +14,7 @@ from mlops.errors import MlopsError, fail
 
 # What Google's clients read as credentials: a service account's key, a person's own log-in.
 _GOOGLE_SECRETS = {"service_account": "private_key", "authorized_user": "refresh_token"}
-_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----\s*[A-Za-z0-9+/=]{16}")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:\s|\\+[rn])*[A-Za-z0-9+/=]{16}")
 # A key is a few kilobytes.
 _MOST_BYTES = 64 * 1024
 # Nobody's own files, or too many.

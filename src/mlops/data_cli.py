@@ -46,7 +46,7 @@ def remote(
     pairs(
         "Next",
         [
-            ("for everybody", to_copy("git", "commit", ".dvc/config", "-m", "Data lives in a bucket of ours")),
+            ("for everybody", _commit(".dvc/config", "Data lives in a bucket of ours")),
             ("send what is in data/", to_copy("invoke", "data-push")),
         ],
     )
@@ -84,7 +84,7 @@ def push(
     pairs(
         "Next",
         [
-            ("for everybody", to_copy("git", "commit", PREPARED_POINTER, "-m", "Prepared data of this version")),
+            ("for everybody", _commit(PREPARED_POINTER, "Prepared data of this version")),
             ("elsewhere", to_copy("invoke", "data-pull", "--processed")),
         ],
     )
@@ -172,6 +172,14 @@ def check(
         str | None, typer.Option(help="Regular expression on file names, as data.group.", metavar="REGEX")
     ] = None,
     csv: Annotated[str | None, typer.Option(help="The table of layout csv; labels.csv when left out.")] = None,
+    near: Annotated[
+        str,
+        typer.Option(
+            help="error or warn: near-copies in two splits of the source. Where a camera never moves, all its pictures "
+            "are near-copies.",
+            metavar="error|warn",
+        ),
+    ] = "error",
     output: Annotated[
         Path | None,
         typer.Option(help="Where the report goes; outputs/checks/<name of SOURCE> when left out.", metavar="FOLDER"),
@@ -180,12 +188,19 @@ def check(
     """Report on images before training: counts, sizes, brightness, copies, near-copies; exit code 2 after a leak."""
     from mlops.data.checking.check import check_source, describe_source, show_checked
 
+    if near not in ("error", "warn"):
+        raise MlopsError(f"--near={near}: must be error or warn")
     config = describe_source(source, layout=layout, group=group, csv=csv)
     name = Path(source).name.split(".")[0] or "data"
-    checked = check_source(config, output or Path("outputs") / "checks" / name)
+    checked = check_source(config, output or Path("outputs") / "checks" / name, near_leaks=near == "error")
     show_checked(checked)
     if problems := [*checked.leaks, *checked.problems]:
         raise MlopsError(problems)
+
+
+def _commit(file: str, message: str) -> str:
+    """The commands that commit a file, which git may not know yet."""
+    return f'git add {file} && git commit {file} -m "{message}"'
 
 
 def _show_version(root: Path, title: str, *, sent: bool | None) -> None:
@@ -200,7 +215,7 @@ def _show_version(root: Path, title: str, *, sent: bool | None) -> None:
     revision = revision_of(pointer.file)
     files = [] if pointer.sums is None else [("files", f"{len(read_sums(root / DATA)):,}, each as its SHA-256 says")]
     pairs(title, [("version", pointer.md5), ("git", revision or "not committed"), *files])
-    commit = ("tell everybody", to_copy("git", "commit", POINTER, "-m", "New version of the data"))
+    commit = ("tell everybody", _commit(POINTER, "New version of the data"))
     rows = [commit] if sent is not None and revision is None else []
     pairs_next = rows + ([("send it", to_copy("invoke", "data-push"))] if sent is False else [])
     if pairs_next:

@@ -1,6 +1,7 @@
 """`mlops doctor`: what stands in the way of a training here, and for each the one command that mends it."""
 
 import base64
+import http.client
 import json
 import netrc
 import os
@@ -21,12 +22,15 @@ from mlops import credentials
 from mlops.deadline import begin, within
 from mlops.errors import MlopsError, one_line, printable, shorten
 from mlops.git import git
+from mlops.storage import shown
 from mlops.tables import out, pairs, to_copy
 
 # Bytes below which a training may find the disk full.
 LEAST_FREE = 2 * 10**9
 # Seconds in which W&B has to answer; the bucket's is remote.ANSWER_TIMEOUT.
 WANDB_TIMEOUT = 5.0
+# And for all else, such as hashing the data.
+CHECK_TIMEOUT = 120.0
 # Python versions, as pyproject.toml has them.
 PYTHONS = ((3, 11), (3, 14))
 
@@ -65,9 +69,15 @@ def examine(processed: Path) -> list[Finding]:
     findings = []
     for name, future in running:
         try:
-            findings.append(future.result())
+            findings.append(future.result(CHECK_TIMEOUT))
         except MlopsError as error:
             findings.append(Finding(name, "FAIL", error.problems[0], _command_in(error.problems[0])))
+        except TimeoutError:
+            findings.append(Finding(name, "FAIL", f"not known within {CHECK_TIMEOUT:.0f} s", "invoke data-status"))
+        except Exception as error:  # one thing that cannot be looked at must not hide the others
+            findings.append(
+                Finding(name, "FAIL", f"{type(error).__name__}: {one_line(error)[:200]}", "mlops --version")
+            )
     return findings
 
 
@@ -161,9 +171,9 @@ def _wandb() -> Finding:
     try:
         viewer = within(WANDB_TIMEOUT, lambda: _viewer(address, key))
     except TimeoutError:
-        return Finding("W&B account", "FAIL", f"{address}: no answer within {WANDB_TIMEOUT:.0f} s", log_in)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Finding("W&B account", "FAIL", f"{address}: {one_line(error)[:200]}", log_in)
+        return Finding("W&B account", "FAIL", f"{shown(address)}: no answer within {WANDB_TIMEOUT:.0f} s", log_in)
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+        return Finding("W&B account", "FAIL", f"{shown(address)}: {one_line(error)[:200]}", log_in)
     return Finding("W&B account", "ok", viewer)
 
 

@@ -94,6 +94,12 @@ def test_a_copy_encoded_anew_in_two_splits_of_the_source_is_a_leak(split_root: P
     checked = check(split_root)
     (line,) = checked.leaks
     assert line.startswith(f"{split_root}: 2 pairs of near-identical pictures across splits of the source: ")
+    # Where a camera never moves.
+    fixed = check_source(
+        describe_source(str(split_root), layout=None, group=None, csv=None), split_root.parent / "o", near_leaks=False
+    )
+    assert fixed.leaks == []
+    assert "2 pairs of near-identical pictures are in two splits of the source." in fixed.values["remarks"]
     assert "train/cat/03.png (train, cat) ~ val/cat/again.jpg (val, cat)" in line
     assert "test/dog/smaller.png (test, dog) ~ train/dog/06.png (train, dog)" in line
     assert len(checked.values["alike"]["leaks"]["listed"]) == 2

@@ -1,5 +1,6 @@
 """Versions of `data/` by a real DVC over a real GCS emulator: sent, fetched, damaged, cut off, gone back to."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from conftest import Command
 from integration.bucket import BUCKET, Emulator
 from mlops.data.versioning import dvc, remote, versions
 from mlops.data.versioning.pointer import read_pointer
+from mlops.errors import MlopsError
 from samples import QUICK, ROOT, write_pictures
 
 SETTINGS = ("data=folder", "data.root=data/pictures", "data.image_size=8", "data.split.val=0.2", "data.split.test=0.2")
@@ -162,6 +164,12 @@ def test_a_fresh_clone_fetches_what_was_prepared_and_trains_without_the_images(
     sent = mlops_command("data", "push", "--processed")
     assert sent.code == 0, sent.err
     assert f"pictures-{fingerprint}" in sent.out
+
+    # A later version with the same images: what was prepared is of that one too, and known as such elsewhere.
+    (project / "data" / "notes.txt").write_text("looked at by anna")
+    assert mlops_command("data", "push").code == 0
+    assert hydra_command("preprocess", *SETTINGS).code == 0
+    assert mlops_command("data", "push", "--processed").code == 0
 
     forget(project)
     shutil.rmtree(project / "processed")
@@ -409,3 +417,87 @@ def test_of_two_runs_that_start_at_once_one_fetches_for_both(project: Path, emul
     assert sum("fetching it (data.pull=auto)" in err for err in told) == 1
     here = content(project / "data")
     assert {name: here[name] for name in before} == before
+
+
+def forge(project: Path, files: dict[str, bytes]) -> str:
+    """Put a version that somebody else has made into the bucket, and let `data.dvc` name it; returns its MD5."""
+    place = remote.need_remote(project).url.removeprefix("gs://")
+    store = remote.reach(remote.need_remote(project))._fs
+    hashes = {name: hashlib.md5(raw).hexdigest() for name, raw in files.items()}
+    listing = json.dumps([{"md5": hashed, "relpath": name} for name, hashed in hashes.items()]).encode()
+    md5 = f"{hashlib.md5(listing).hexdigest()}.dir"
+    for hashed, raw in ((md5, listing), *((hashes[name], raw) for name, raw in files.items())):
+        store.pipe_file(f"{place}/files/md5/{hashed[:2]}/{hashed[2:]}", raw)
+    (project / "data.dvc").write_text(f"outs:\n- md5: {md5}\n  hash: md5\n  path: data\n")
+    return md5
+
+
+def test_a_version_that_would_write_outside_of_its_folder_is_refused_before_anything_is_written(
+    project: Path, emulator: Emulator, mlops_command: Command
+):
+    before = content(project / "data")
+    shutil.rmtree(project / "data")
+    forge(project, {"a.png": b"fine", "../../evil.txt": b"1", "../evil.py": b"2", "B.png": b"3", "b.png": b"4"})
+    done = mlops_command("data", "pull")
+    assert done.code == 2
+    assert len(done.errors) == 3
+    assert sum("leaves its root" in line for line in done.errors) == 2
+    assert any("'B.png' and 'b.png', which some disks take for one" in line for line in done.errors)
+    assert not list(project.parent.rglob("evil*"))
+    assert not (project / "data").exists()
+    assert before
+
+
+def test_a_version_that_nobody_sent_costs_nothing_of_what_is_here(
+    project: Path, emulator: Emulator, mlops_command: Command
+):
+    (project / "data" / "processed" / "x").mkdir(parents=True)
+    (project / "data" / "processed" / "x" / "arrays.npy").write_bytes(b"an hour of work")
+    (project / "data" / "downloads").mkdir()
+    (project / "data" / "downloads" / "set.tar").write_bytes(b"a day of downloading")
+    assert mlops_command("data", "push").code == 0
+    before = content(project / "data")
+    # A colleague has committed data.dvc and forgotten to push.
+    (project / "data.dvc").write_text(f"outs:\n- md5: {'1' * 32}.dir\n  hash: md5\n  path: data\n")
+    done = mlops_command("data", "pull")
+    assert done.code == 2
+    assert "the list of files of data.dvc is not there" in done.errors[0]
+    assert content(project / "data") == before
+    # Or only a part has arrived.
+    md5 = forge(project, {"new.png": b"new", "other.png": b"other"})
+    place = remote.need_remote(project).url.removeprefix("gs://")
+    other = hashlib.md5(b"other").hexdigest()
+    remote.reach(remote.need_remote(project))._fs.rm_file(f"{place}/files/md5/{other[:2]}/{other[2:]}")
+    done = mlops_command("data", "pull")
+    assert done.code == 2, md5
+    assert "data/other.png is not there" in done.errors[0]
+    assert content(project / "data") == before
+    with pytest.raises(MlopsError, match="names no version"):
+        versions.pull_version(project, {"dvc_md5": other, "dvc_rev": None})
+    assert content(project / "data") == before
+
+
+def test_recording_may_take_longer_than_a_standstill(
+    project: Path, mlops_command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    # DVC says next to nothing while it hashes; that it computes is enough.
+    monkeypatch.setattr(dvc, "STALL_TIMEOUT", 0.9)
+    monkeypatch.setattr(dvc, "WORKED", 0.05)
+    done = mlops_command("data", "add")
+    assert done.code == 0, done.err
+
+
+def test_outside_of_git_and_through_a_link_nothing_is_recorded(project: Path, mlops_command: Command, tmp_path: Path):
+    (project / "data").rename(tmp_path / "elsewhere")
+    (project / "data").symlink_to(tmp_path / "elsewhere")
+    done = mlops_command("data", "add")
+    assert done.code == 2
+    assert "data: is a link; move the folder itself here" in done.errors[0]
+    assert not (tmp_path / "elsewhere" / "SHA256SUMS").exists()
+    (project / "data").unlink()
+    (tmp_path / "elsewhere").rename(project / "data")
+    shutil.rmtree(project / ".git")
+    done = mlops_command("data", "add")
+    assert done.code == 2
+    assert "cannot be recorded: " in done.errors[0]
+    assert "git" in done.errors[0].split("cannot be recorded: ")[1]

@@ -31,7 +31,7 @@ from mlops.data.card import write_card
 from mlops.data.decode import Geometry, Unreadable, decode_all
 from mlops.data.duplicates import settle
 from mlops.data.hashes import hash_all
-from mlops.data.listing import SPLITS, Entry, Listing
+from mlops.data.listing import SPLITS, Entry, Listing, check_classes
 from mlops.data.sources import open_source
 from mlops.data.versioning.here import NotHereError, request, version_of
 from mlops.data.versioning.pointer import Version, need_root
@@ -185,6 +185,29 @@ def prepare(index: Index, processed: Path) -> Prepared:
     _check_skipped(prepared.manifest["skipped"], len(index.items), index.config.max_bad)
     _note_version(prepared, index)
     return prepared
+
+
+def check_prepared(prepared: Prepared, config: DataConfig | None = None) -> None:
+    """Hold what somebody else has prepared against what preparing it here would have refused.
+
+    Raises:
+        MlopsError: its classes or labels are none, or it is not what `config` asks for.
+    """
+    classes, manifest = prepared.classes, prepared.manifest
+    problems = check_classes(classes, str(prepared.folder))
+    for split in SPLITS:
+        labels = prepared.labels(split)
+        if labels.dtype != np.int64 or (len(labels) and not 0 <= labels.min() <= labels.max() < len(classes)):
+            problems.append(f"{prepared.folder}: {split} has labels that are none of its {len(classes)} classes")
+    if config is not None and manifest["image_size"] != config.image_size:
+        problems.append(
+            f"{prepared.folder}: is of {manifest['image_size']} pixels, not data.image_size={config.image_size}"
+        )
+    if problems:
+        raise MlopsError([f"{problem}; {FORGOTTEN}" for problem in problems])
+    if config is not None:
+        total = sum(len(prepared.labels(split)) for split in SPLITS) + len(manifest["skipped"])
+        _check_skipped(manifest["skipped"], total, config.max_bad)
 
 
 def _note_version(prepared: Prepared, index: Index) -> None:

@@ -41,7 +41,7 @@ def test_the_archive_and_its_version_are_those_of_the_fixture(project: Path, mlo
     (out,) = told["outs"]
     assert out["md5"] == f"{hashlib.md5(json.dumps(listed).encode()).hexdigest()}.dir" == DVC_MD5
     assert (out["size"], out["nfiles"]) == (sum(len(content) for _, content in files), 2)
-    assert told["meta"] == {"sha256sums": hashlib.sha256(sums).hexdigest()}
+    assert told["meta"] == {"sha256sums": hashlib.sha256(sums).hexdigest(), "sha256sums_of": DVC_MD5}
 
 
 def test_the_archive_holds_the_digits_and_is_read_in_place(project: Path, mlops_command: Command):
@@ -72,8 +72,16 @@ def test_the_digits_take_the_place_of_nothing(project: Path, mlops_command: Comm
     assert done.code == 2
     assert "holds mine.png; the digits belong into an empty folder" in done.errors[0]
     (project / "data" / "mine.png").unlink()
+    for name in (ARCHIVE, "SHA256SUMS"):
+        (project / "data" / name).write_text("my own")
+        for command in ("embed", "pull"):
+            done = mlops_command("data", command)
+            assert done.code == 2
+            assert f"holds {name}; the digits belong" in done.errors[0]
+            assert (project / "data" / name).read_text() == "my own"
+        (project / "data" / name).unlink()
     (project / "data.dvc").write_text(FIXTURE.read_text().replace(DVC_MD5, f"{'0' * 32}.dir"))
     done = mlops_command("data", "embed")
     assert done.code == 2
-    assert "names data of your own by now" in done.errors[0]
+    assert "does not name the digits" in done.errors[0]
     assert not (project / "data" / ARCHIVE).exists()

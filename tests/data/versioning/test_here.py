@@ -100,6 +100,7 @@ def test_a_pointer_that_has_moved_on_is_not_the_version_that_is_here(project: Pa
 
 def test_a_manifest_that_was_edited_does_not_hide_a_change(project: Path):
     (project / "data/pictures/red/01.png").write_bytes(b"changed")
+    (project / "data" / "SHA256SUMS").unlink()
     write_sums_of(project / "data")
     assert "is of another version than data.dvc" in problem()
 
@@ -116,6 +117,21 @@ def test_new_files_and_files_of_no_version_are_trained_on_but_named_by_no_versio
     assert "data/pictures is in no version: data.dvc names other data" in caplog.text
     write_pictures(project / "elsewhere")
     assert version_of(config("elsewhere")) is None
+
+
+def test_what_dvcignore_hides_is_of_no_version_if_a_run_reads_it(project: Path, caplog: pytest.LogCaptureFixture):
+    write_pictures(project / "data" / "downloads" / "own")
+    assert version_of(config("data/downloads/own")) is None
+    with (project / ".dvcignore").open("a") as file:
+        file.write("*.extra.png\n")
+    shutil.copy("data/pictures/red/01.png", "data/pictures/red/99.extra.png")
+    caplog.clear()
+    assert version_of(config()) is None
+    assert "pictures/red/99.extra.png not in version 1b478f57" in caplog.text
+    (project / "data" / "pictures" / "red" / "99.extra.png").unlink()
+    assert version_of(config()) == Version(MD5, None)
+    (project / "data" / "empty").mkdir()
+    assert version_of(config("data/empty")) is None
 
 
 def test_a_pointer_by_dvc_alone_names_a_version_that_nobody_has_compared(

@@ -34,6 +34,9 @@ def test_a_pointer_tells_its_md5_and_the_hash_of_the_manifest(tmp_path: Path):
     write_sums(file, "a" * 64)
     assert read_pointer(file) == Pointer(file, "1b478f572e2ecdc183deccbbd5c0cd89.dir", "a" * 64)
     assert read_pointer(tmp_path / "other.dvc") is None
+    # `dvc add` alone: another MD5, and the manifest's hash of before.
+    file.write_text(file.read_text().replace("md5: 1b47", "md5: 2b47"))
+    assert read_pointer(file) == Pointer(file, "2b478f572e2ecdc183deccbbd5c0cd89.dir", None)
 
 
 def test_the_committed_pointer_is_one_that_may_be_read():
@@ -46,6 +49,7 @@ def test_the_committed_pointer_is_one_that_may_be_read():
     ("before", "after", "said"),
     [
         ("1b478f", "1b47", "md5=1b47572e2ecdc183deccbbd5c0cd89.dir: must be 32 hexadecimal digits"),
+        ("cd89.dir", "cd89", "md5=1b478f572e2ecdc183deccbbd5c0cd89: must be 32 hexadecimal digits and .dir"),
         ("md5: 1b478f572e2ecdc183deccbbd5c0cd89.dir", "md5: [1]", "md5=[1]: must be 32 hexadecimal digits"),
         ("md5: 1b478f572e2ecdc183deccbbd5c0cd89.dir", "md5: ../../../etc/passwd", "md5=../../../etc/passwd: must be"),
         ("path: data", "path: ../data", "the path '../data' leaves its root"),

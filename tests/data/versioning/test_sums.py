@@ -1,6 +1,7 @@
 """The manifest of a version: what is here is held against it, file by file."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,37 @@ def test_links_and_names_with_line_breaks_are_refused_all_at_once(data: Path):
     assert sum("is a link; copy the file there instead" in line for line in caught.value.problems) == 2
     assert r"a\nb.png': its name has a character that no manifest can hold; rename it" in str(caught.value)
     assert not (data / "SHA256SUMS").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_and_never_waited_for(data: Path):
+    os.mkfifo(data / "pets" / "pipe")
+    with pytest.raises(MlopsError, match="pipe: is a device or a pipe, not a file; remove it"):
+        write_sums_of(data)
+    (data / "pets" / "pipe").unlink()
+    write_sums_of(data)
+    (data / "signs.tar").unlink()
+    os.mkfifo(data / "signs.tar")
+    with pytest.raises(MlopsError, match="is a device or a pipe"):
+        compare(data, read_sums(data))
+
+
+def test_a_manifest_that_came_with_the_data_is_not_overwritten(data: Path):
+    ours = write_sums_of(data)
+    own = f"{'a' * 64}  signs.tar\n"
+    (data / "SHA256SUMS").write_text(own)
+    with pytest.raises(
+        MlopsError, match=r"is not the manifest of data\.dvc, and would be replaced by it; rename yours"
+    ):
+        write_sums_of(data, ours)
+    assert (data / "SHA256SUMS").read_text() == own
+    (data / "SHA256SUMS").unlink()
+    write_sums_of(data, ours)
+    # What was recorded before is replaced, whatever has changed; and so is what a killed `data add` has left.
+    (data / "signs.tar").write_text("changed")
+    second = write_sums_of(data, ours)
+    (data / "new.tar").write_text("new")
+    assert write_sums_of(data, ours) != second
 
 
 def test_an_empty_folder_is_no_version(tmp_path: Path):

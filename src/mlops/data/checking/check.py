@@ -78,8 +78,11 @@ def describe_source(source: str, *, layout: str | None, group: str | None, csv: 
     return settings.load(raw).data
 
 
-def check_source(config: DataConfig, output: Path) -> Checked:
+def check_source(config: DataConfig, output: Path, *, near_leaks: bool = True) -> Checked:
     """Look at every image that `config` names, and write `index.html` and `check.json` into `output`.
+
+    Near-copies in two splits of the source are leaks unless `near_leaks` is false: where a camera never moves, all of
+    its pictures are alike.
 
     Raises:
         MlopsError: there is nothing to look at, or the layout is not what it should be; whatever is wrong with images,
@@ -96,7 +99,7 @@ def check_source(config: DataConfig, output: Path) -> Checked:
             copies = find_copies(listing.entries, hashes, sides, facts)
             # Mapped from that folder, which Windows removes only when nothing is.
             facts = replace(facts, pixels=facts.pixels[:0].copy())
-    found = Found(config, listing, sides, facts, copies)
+    found = Found(config, listing, sides, facts, copies, near_leaks)
     values = describe(found)
     write_text(output / "check.json", json.dumps(values, indent=1, ensure_ascii=False))
     write_text(output / "index.html", render(values, pair_pictures(found)))

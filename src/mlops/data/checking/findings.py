@@ -50,7 +50,7 @@ def describe(found: Found) -> dict[str, Any]:
     }
     values["leaking"] = {
         "pictures": len(copies.across(found.given())),
-        "pairs": len(copies.of["leaks"]),
+        "pairs": len(copies.of["leaks"]) if found.near_leaks else 0,
         "groups": len(sides.parted),
     }
     values |= {"leaks": leaks(found), "problems": problems(found), "remarks": remarks(found, values)}

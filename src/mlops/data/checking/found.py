@@ -18,6 +18,8 @@ class Found:
     sides: Sides
     facts: Facts
     copies: Copies
+    # Whether near-copies in two splits of the source are leaks.
+    near_leaks: bool = True
 
     @property
     def where(self) -> str:

@@ -20,6 +20,8 @@ def remarks(found: Found, values: dict[str, Any]) -> list[str]:
 def _alike_remarks(found: Found, values: dict[str, Any]) -> Iterator[str]:
     of, copies = found.copies.of, found.copies
     nameable = found.config.source in ("folder", "csv")
+    if len(of["leaks"]) and not found.near_leaks:
+        yield f"{many(len(of['leaks']), 'pair')} of near-identical pictures are in two splits of the source."
     if len(of["drawn"]):
         name, look = "name what belongs together by data.group, or in a column group", "perhaps their groups are one"
         yield (

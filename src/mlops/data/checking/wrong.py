@@ -17,10 +17,11 @@ def leaks(found: Found) -> list[str]:
             f"{found.where}: {many(len(sets), 'picture')} in two splits of the source, byte for byte: "
             f"{_sets(found, sets)}; keep one copy of each, or set data.duplicates=drop"
         )
-    if len(places := copies.of["leaks"]):
+    if len(places := copies.of["leaks"]) and found.near_leaks:
         lines.append(
             f"{found.where}: {many(len(places), 'pair')} of near-identical pictures across splits of the source: "
-            f"{_pairs(found, places)}; keep both in one split"
+            f"{_pairs(found, places)}; keep both in one "
+            "split (or, where a camera that never moves makes all alike, --near=warn)"
         )
     if parted:
         lines.append(

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from mlops import stopping
 from mlops.errors import MlopsError
 from mlops.progress import console
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 
 # Seconds without any progress; gcsfs gives up on one request after 36 to 51.
 STALL_TIMEOUT = 90.0
+# Of an upload nothing is heard before a part has arrived: 50 MB, of several files at once.
+SEND_TIMEOUT = 600.0
+# Seconds of computing that count as progress: hashing and copying large files says nothing else.
+WORKED = 0.5
 # Without a terminal, DVC's bar is a line about this often.
 SECONDS_BETWEEN_LINES = 15.0
 # What DVC's bar changes by itself: elapsed time and rate.
@@ -55,13 +61,13 @@ class Finished:
         return " ".join(text.split()) or f"exit code {self.code}"
 
 
-def dvc(root: Path, *arguments: str, doing: str) -> Finished:
+def dvc(root: Path, *arguments: str, doing: str, limit: float | None = None) -> Finished:
     """Run `dvc` at `root`; `doing` is what a person reads that waits for it.
 
     Its exit code is the caller's to judge.
 
     Raises:
-        MlopsError: it stood still for `STALL_TIMEOUT`.
+        MlopsError: it stood still for `limit` seconds, `STALL_TIMEOUT` when left out.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, *arguments],
@@ -73,7 +79,7 @@ def dvc(root: Path, *arguments: str, doing: str) -> Finished:
         # Ctrl-C is ours to hear; we end DVC.
         start_new_session=os.name == "posix",
     )
-    listener = _Listener(process, doing)
+    listener = _Listener(process, doing, limit or STALL_TIMEOUT)
     try:
         listener.wait()
     finally:
@@ -108,10 +114,10 @@ def _environment(root: Path) -> dict[str, str]:
 class _Listener:
     """Reads what a process says, passes progress on, and knows when it last moved."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", doing: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", doing: str, limit: float) -> None:
         self.out = ""
         self.errors: list[str] = []
-        self._process, self._doing = process, doing
+        self._process, self._doing, self._limit = process, doing, limit
         self._moved = self._said = time.monotonic()
         self._seen = ""
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read_out, self._read_errors)]
@@ -119,11 +125,19 @@ class _Listener:
             thread.start()
 
     def wait(self) -> None:
+        """Until the process ends.
+
+        Raises:
+            MlopsError: it says nothing new and computes nothing for as long as it may.
+        """
+        computed = 0.0
         while self._process.poll() is None:
             stopping.check()
-            if time.monotonic() - self._moved > STALL_TIMEOUT:
+            if (now := _computed(self._process.pid)) - computed > WORKED:
+                computed, self._moved = now, time.monotonic()
+            if time.monotonic() - self._moved > self._limit:
                 raise MlopsError(
-                    f"{self._doing}: nothing has moved for {STALL_TIMEOUT:.0f} s; check the network, and repeat the "
+                    f"{self._doing}: nothing has moved for {self._limit:.0f} s; check the network, and repeat the "
                     "command: what has arrived is kept"
                 )
             time.sleep(0.05)
@@ -164,6 +178,15 @@ class _Listener:
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             log.info(f"{self._doing}: {' '.join(line.split())}")
+
+
+def _computed(pid: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return 0.0
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,12 +1,13 @@
 """Whether the images of a run are what `data.dvc` names, file by file: asked before anything is made of them."""
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from mlops.config import DataConfig
-from mlops.data.versioning.embed import DVC_MD5
+from mlops.data.versioning.embed import DVC_MD5, SHA256, make_archive
 from mlops.data.versioning.pointer import DATA, POINTER, Pointer, Version, find_root, read_pointer
 from mlops.data.versioning.sums import SUMS, compare, read_sums
 from mlops.errors import MlopsError, shorten
@@ -70,7 +71,8 @@ def version_of(config: DataConfig) -> Version | None:
             f"{data}: is of another version than {POINTER} ({named}); `invoke data-pull` brings that one, "
             "`invoke data-push` makes what is here the next version"
         )
-    compared = compare(data, read_sums(data), below)
+    sums = read_sums(data)
+    compared = compare(data, sums, below, hidden=True)
     if compared.changed:
         raise MlopsError(
             [
@@ -82,10 +84,11 @@ def version_of(config: DataConfig) -> Version | None:
     if compared.missing or not (compared.unknown or Path(str(root)).exists()):
         lost = shorten([str(data / name) for name in compared.missing] or [str(root)])
         raise NotHereError(f"{lost}: missing, of version {named} of {POINTER}; `invoke data-pull` brings it")
-    if compared.unknown:
+    named_here = not below or any(name == below or name.startswith(f"{below}/") for name in sums)
+    if compared.unknown or not named_here:
         log.warning(
-            f"{data}: {shorten(compared.unknown)} not in version {named} of {POINTER}: the checkpoint will name no "
-            "version; `invoke data-push` makes what is here the next one"
+            f"{data}: {shorten(compared.unknown or [below])} not in version {named} of {POINTER}: the checkpoint will "
+            "name no version; `invoke data-push` makes what is here the next one"
         )
         return None
     version = Version(pointer.md5, revision_of(pointer.file))
@@ -110,6 +113,9 @@ def _embedded() -> Version | None:
         return None
     if pointer.md5 != DVC_MD5:
         log.info(f"{what}; {POINTER} names other data, which data=folder data.root={DATA} and the like take")
+        return None
+    if hashlib.sha256(make_archive()).hexdigest() != SHA256:
+        log.warning(f"{what}; this scikit-learn ships others than those that {POINTER} names")
         return None
     log.info(f"{what}, which are what {POINTER} names: there is nothing to pull")
     return Version(pointer.md5, revision_of(pointer.file))

@@ -9,11 +9,14 @@ from pathlib import Path
 from mlops.data.versioning.pointer import PREPARED_POINTER, Pointer
 from mlops.data.versioning.remote import Remote
 from mlops.errors import MlopsError, shorten
+from mlops.files import safe_relative
 from mlops.progress import bar
 from mlops.storage import Bucket, Entry, ask
 
 # Of a version's files, named when they are damaged.
 _MOST_NAMED, _MOST_LOOKED_AT = 5, 50
+# Seconds for the list of all objects in a bucket, a thousand a request: some millions of them.
+LIST_TIMEOUT = 600.0
 _MISSING, _CHANGED = "is not there", "is not there as it was sent: it was changed or cut"
 
 
@@ -25,14 +28,50 @@ def listing(root: Path, wanted: str) -> dict[str, str] | None:
         return None
 
 
+def is_cached(root: Path, wanted: str) -> bool:
+    """Whether all objects of a version are in DVC's cache."""
+    files = listing(root, wanted)
+    return files is not None and all(_cached(root, hashed).is_file() for hashed in files.values())
+
+
+def check_names(root: Path, pointer: Pointer) -> None:
+    """Raise where a version, which somebody else has made, would put a file outside of its folder or over another one.
+
+    Raises:
+        MlopsError: with each name that would.
+    """
+    problems, taken = [], dict[str, str]()
+    for name in listing(root, pointer.md5) or {}:
+        where = f"{pointer.file}: version {pointer.md5[:8]}"
+        try:
+            plain = safe_relative(name, where)
+        except MlopsError as error:
+            problems += error.problems
+            continue
+        other = taken.setdefault(plain.casefold(), name)
+        if plain != name or not name.isprintable():
+            problems.append(f"{where}: holds {name!a}, which is no plain name of a file; nothing of it is used")
+        elif other != name:
+            problems.append(f"{where}: holds {other!a} and {name!a}, which some disks take for one; rename one of them")
+    if problems:
+        raise MlopsError(problems)
+
+
 def damaged(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> list[str]:
     """What the bucket lacks of a version, or has otherwise than it was sent, one line each; nothing if all is well."""
+    try:
+        return _damaged(root, pointer, remote, bucket)
+    except MlopsError as error:
+        return error.problems
+
+
+def _damaged(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> list[str]:
     files = listing(root, pointer.md5)
     if files is None:
         content, why = _fetch(bucket, pointer.md5)
         files = None if content is None else _parsed(content, pointer.md5)
         if files is None:
-            return [_line(remote, pointer, f"the list of files of {pointer.file.name}", pointer.md5, why)]
+            return [_line(remote, pointer, f"the list of files of {pointer.file.name}", pointer.md5, why or _CHANGED)]
     # Those that did not come. Of very many, some: to look at one is to fetch it.
     absent = {name: hashed for name, hashed in files.items() if not _cached(root, hashed).exists()}
     problems = []
@@ -53,7 +92,7 @@ def send_again(root: Path, pointer: Pointer, bucket: Bucket) -> int:
         MlopsError: the bucket does not take it, or an object is in the cache neither.
     """
     wanted = {pointer.md5, *(listing(root, pointer.md5) or {}).values()}
-    there = ask(bucket, lambda: bucket.files("files/md5"))
+    there = ask(bucket, lambda: bucket.files("files/md5"), LIST_TIMEOUT)
     wrong = [
         hashed for hashed in sorted(wanted) if not _is_right(there.get(f"{hashed[:2]}/{hashed[2:]}"), hashed, root)
     ]
@@ -96,9 +135,14 @@ def _fetch(bucket: Bucket, hashed: str) -> tuple[bytes | None, str]:
         try:
             ask(bucket, lambda: bucket.get(f"files/md5/{hashed[:2]}/{hashed[2:]}", place, lambda _: None))
         except MlopsError as error:
-            if isinstance(error.__cause__, TimeoutError):
+            cause = error.__cause__
+            if isinstance(cause, FileNotFoundError):
+                return None, _MISSING
+            if isinstance(cause, TimeoutError):
                 return None, ""  # a large one: there is no saying
-            return None, _MISSING if isinstance(error.__cause__, FileNotFoundError) else _CHANGED
+            if cause is None or type(cause).__name__ == "ChecksumError":
+                return None, _CHANGED
+            raise  # of the network, not of the object
         content = place.read_bytes()
     right = md5(content, usedforsecurity=False).hexdigest() == hashed.removesuffix(".dir")
     return (content, "") if right else (None, _CHANGED)

@@ -15,8 +15,10 @@ POINTER, DATA = "data.dvc", "data"
 PREPARED_POINTER, PREPARED = "processed.dvc", "processed"
 # A key in the pointer's `meta`, which DVC keeps and does not read: the SHA-256 of the manifest in `data/`.
 SUMS_KEY = "sha256sums"
+# The MD5 that it belongs to: `dvc add` alone changes the one and keeps the other.
+SUMS_OF = "sha256sums_of"
 _MOST_BYTES = 64 * 1024
-_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+MD5 = re.compile(r"[0-9a-f]{32}\.dir")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -24,8 +26,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Pointer:
     """What a `.dvc` file says of its one output.
 
-    `md5` ends in `.dir` for a folder. `sums` is the SHA-256 of the folder's manifest, where the version was recorded by
-    `mlops data add`; None where by DVC alone.
+    `md5` ends in `.dir`, for it is a folder. `sums` is the SHA-256 of the folder's manifest, where the version was
+    recorded by `mlops data add`; None where by DVC alone.
     """
 
     file: Path
@@ -82,8 +84,8 @@ def parse_pointer(text: str, file: Path, output: str = DATA) -> Pointer:
         raise MlopsError(f"{file}: outs: must be one output; `git checkout {file.name}` brings back the committed one")
     out, mend = outs[0], f"`git checkout {file.name}` brings back the committed one"
     md5, path, folder = out.get("md5"), out.get("path"), told.get("wdir", ".")
-    if not isinstance(md5, str) or not _MD5.fullmatch(md5):
-        raise MlopsError(f"{file}: md5={str(md5)[:60]}: must be 32 hexadecimal digits, and .dir for a folder; {mend}")
+    if not isinstance(md5, str) or not MD5.fullmatch(md5):
+        raise MlopsError(f"{file}: md5={str(md5)[:60]}: must be 32 hexadecimal digits and .dir, for a folder; {mend}")
     if not isinstance(path, str) or safe_relative(path, str(file)) != output:
         raise MlopsError(f"{file}: path={str(path)[:60]}: must be {output}; {mend}")
     if folder not in (".", "./"):
@@ -96,7 +98,7 @@ def parse_pointer(text: str, file: Path, output: str = DATA) -> Pointer:
     sums = meta.get(SUMS_KEY) if isinstance(meta, dict) else None
     if sums is not None and not (isinstance(sums, str) and _SHA256.fullmatch(sums)):
         raise MlopsError(f"{file}: meta.{SUMS_KEY}={str(sums)[:60]}: must be 64 hexadecimal digits; {mend}")
-    return Pointer(file, md5, sums)
+    return Pointer(file, md5, sums if isinstance(meta, dict) and meta.get(SUMS_OF) == md5 else None)
 
 
 def write_sums(file: Path, sums: str) -> None:
@@ -104,7 +106,7 @@ def write_sums(file: Path, sums: str) -> None:
     import yaml
 
     told = dict(_load(file.read_text(encoding="utf-8"), file))
-    told["meta"] = {**(told.get("meta") or {}), SUMS_KEY: sums}
+    told["meta"] = {**(told.get("meta") or {}), SUMS_KEY: sums, SUMS_OF: told["outs"][0]["md5"]}
     write_text(file, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
 

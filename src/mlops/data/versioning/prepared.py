@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mlops.config import DataConfig
-from mlops.data.prepare import Prepared, describe_request, open_prepared
+from mlops.data.prepare import Prepared, check_prepared, describe_request, open_prepared
 from mlops.data.versioning import versions
 from mlops.data.versioning.dvc import dvc
 from mlops.data.versioning.here import versioned
 from mlops.data.versioning.pointer import PREPARED, PREPARED_POINTER, Pointer, Version, read_pointer
 from mlops.data.versioning.remote import need_remote, reach
 from mlops.errors import MlopsError, shorten
-from mlops.files import sync_folder, writing_to
+from mlops.files import sync_folder, write_text, writing_to
 from mlops.git import revision_of
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def push_prepared(root: Path, processed: Path) -> list[str]:
             shutil.rmtree(old)
         for folder in found:
             _link_tree(open_prepared(folder).folder, twin / folder.name)
-    added = dvc(root, "add", PREPARED, "--quiet", doing=f"recording {PREPARED}")
+    added = dvc(root, "add", PREPARED, doing=f"recording {PREPARED}")
     versions.succeeded(added, f"{twin}: cannot be recorded", root)
     if (recorded := _pointer(root)) is not None:
         versions.send(root, recorded, remote, bucket)
@@ -81,7 +81,7 @@ def pull_prepared(root: Path, processed: Path) -> list[str]:
     with writing_to(processed):
         processed.mkdir(parents=True, exist_ok=True)
         for folder in sorted(path for path in (root / PREPARED).iterdir() if path.is_dir()):
-            open_prepared(folder)
+            check_prepared(open_prepared(folder))
             _link_tree(folder, processed / folder.name)
             names.append(folder.name)
     return names
@@ -100,7 +100,9 @@ def find_prepared(config: DataConfig, processed: Path) -> Prepared | None:
         if manifest["source"].get("dvc_md5") == pointer.md5 and manifest.get("request") == wanted:
             log.info(f"data: {config.root} is not here; {folder} was prepared from it, version {pointer.md5[:8]}")
             version = Version(pointer.md5, revision_of(pointer.file))
-            return dataclasses.replace(open_prepared(folder), version=version)
+            prepared = dataclasses.replace(open_prepared(folder), version=version)
+            check_prepared(prepared, config)
+            return prepared
     return None
 
 
@@ -121,6 +123,10 @@ def _manifests(processed: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def _link_tree(folder: Path, place: Path) -> None:
     """`folder` as `place` too: hard links where the disk has them, else copies. Whole or not at all."""
     if place.exists():
+        # The same arrays, by their name; but they may be known as those of a later version by now.
+        told = (folder / "manifest.json").read_text(encoding="utf-8")
+        if told != (place / "manifest.json").read_text(encoding="utf-8"):
+            write_text(place / "manifest.json", told)
         return
     temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent))
     try:

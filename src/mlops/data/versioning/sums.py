@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlops.data.decode import cores
 from mlops.errors import MlopsError, one_line, shorten
-from mlops.files import safe_relative, sha256_of, write_text
+from mlops.files import check_regular, safe_relative, sha256_of, write_text
 from mlops.progress import bar
 
 SUMS = "SHA256SUMS"
@@ -36,15 +36,16 @@ class Compared:
         return not (self.changed or self.missing or self.unknown)
 
 
-def list_files(folder: Path, below: str = "") -> list[str]:
-    """The versioned files of `data/`, or those in its folder `below`: relative POSIX paths, without the manifest.
+def list_files(folder: Path, below: str = "", ignored: Callable[[str], bool] | None = None) -> list[str]:
+    """The files of `data/`, or those in its folder `below`, that a version may hold: relative POSIX paths, without the
+    manifest.
 
-    What `.dvcignore` beside `folder` leaves out is left out.
+    `ignored` is asked of each path, with the name of `folder` before it; what `.dvcignore` leaves out when left out.
 
     Raises:
-        MlopsError: a name cannot be versioned, or is a link.
+        MlopsError: a name cannot be versioned, or is that of a link, a pipe or a device.
     """
-    ignored = _ignored(folder)
+    ignored = ignored or _ignored(folder)
     found, problems = [], []
     for here, folders, files in os.walk(folder / below, onerror=_cannot_list):
         kept = []
@@ -59,6 +60,8 @@ def list_files(folder: Path, below: str = "") -> list[str]:
                 problems.append(f"{str(path)!a}: its name has a character that no manifest can hold; rename it")
             elif is_folder:
                 kept.append(name)
+            elif not path.is_file():
+                problems.append(f"{path}: is a device or a pipe, not a file; remove it")
             else:
                 found.append(relative)
         folders[:] = kept
@@ -78,16 +81,22 @@ def _ignored(folder: Path) -> Callable[[str], bool]:
     return pathspec.GitIgnoreSpec.from_lines(lines).match_file
 
 
-def write_sums_of(folder: Path) -> str:
+def write_sums_of(folder: Path, before: str | None = None) -> str:
     """Write the manifest of `folder` into it; returns the SHA-256 of the manifest.
 
+    `before` is the SHA-256 of the one that it replaces. One of another origin, as some data sets bring, is replaced
+    only by one that says all that it says.
+
     Raises:
-        MlopsError: as `list_files`; a file cannot be read.
+        MlopsError: as `list_files`; a file cannot be read; the manifest that is there is not ours.
     """
     names = list_files(folder)
     if not names:
         raise MlopsError(f"{folder}: holds no files to version; put the images there, as a folder or an archive")
     text = "".join(f"{hashed}  {name}\n" for name, hashed in _hash(folder, names))
+    own = (folder / SUMS).read_bytes() if (folder / SUMS).is_file() else b""
+    if hashlib.sha256(own).hexdigest() != before and not set(own.splitlines()) <= set(text.encode().splitlines()):
+        raise MlopsError(f"{folder / SUMS}: is not the manifest of data.dvc, and would be replaced by it; rename yours")
     write_text(folder / SUMS, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -117,14 +126,17 @@ def read_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def compare(folder: Path, sums: dict[str, str], below: str = "") -> Compared:
-    """Hold the files of `folder` against their manifest: all, or that one file or those in that folder, `below`."""
+def compare(folder: Path, sums: dict[str, str], below: str = "", *, hidden: bool = False) -> Compared:
+    """Hold the files of `folder` against their manifest: all, or that one file or those in that folder, `below`.
+
+    With `hidden`, files that `.dvcignore` leaves out of versions count as unknown: a run may read them.
+    """
 
     def concerns(name: str) -> bool:
         return not below or name == below or name.startswith(f"{below}/")
 
     named = {name: hashed for name, hashed in sums.items() if concerns(name)}
-    here = set(_files_below(folder, below))
+    here = set(_files_below(folder, below, hidden))
     missing = [name for name in named if name not in here]
     hashes = dict(_hash(folder, [name for name in named if name in here]))
     return Compared(
@@ -144,14 +156,19 @@ def describe(found: Compared) -> str:
     return "; ".join(parts)
 
 
-def _files_below(folder: Path, below: str) -> Iterable[str]:
+def _files_below(folder: Path, below: str, hidden: bool) -> Iterable[str]:
     if below and (folder / below).is_file():
         return [below]
-    return list_files(folder, below) if (folder / below).is_dir() else []
+    if not (folder / below).is_dir():
+        return []
+    # What was made here, or fetched, is nothing that a run on all of `data/` means.
+    made = [f"{folder.name}/{name}/" for name in ("processed", "downloads") if not below]
+    return list_files(folder, below, made.__contains__ if hidden else None)
 
 
 def _hash(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
     def hashed(name: str) -> str:
+        check_regular(folder / name, str(folder / name))  # it may have become a pipe
         try:
             return sha256_of(folder / name)
         except OSError as error:

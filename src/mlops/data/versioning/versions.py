@@ -11,11 +11,12 @@ from typing import Any
 
 import filelock
 
-from mlops.data.versioning.dvc import Finished, dvc, forget_remote
+from mlops.data.versioning.dvc import SEND_TIMEOUT, Finished, dvc, forget_remote
 from mlops.data.versioning.embed import DVC_MD5, embed
-from mlops.data.versioning.objects import damaged, listing, send_again
+from mlops.data.versioning.objects import check_names, damaged, is_cached, listing, send_again
 from mlops.data.versioning.pointer import (
     DATA,
+    MD5,
     POINTER,
     Pointer,
     Version,
@@ -28,11 +29,12 @@ from mlops.data.versioning.sums import SUMS, compare, describe, read_sums, write
 from mlops.errors import MlopsError, shorten
 from mlops.files import sha256_of, write_text, writing_to
 from mlops.git import git, revision_of
-from mlops.storage import Bucket
+from mlops.storage import Bucket, shown
 
 log = logging.getLogger(__name__)
 
-_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+# Not bare numbers: hashes and names of files hold them too.
+_NOT_ALLOWED = re.compile(r"Forbidden|Unauthorized|invalid_grant|Anonymous caller|does not have storage\.")
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ def add(root: Path) -> Pointer:
     Raises:
         MlopsError: a file cannot be versioned or read, or the disk is full.
     """
-    read_pointer(root / POINTER)  # a broken one is not overwritten
+    before = read_pointer(root / POINTER)  # a broken one is not overwritten
     data = root / DATA
     if not data.is_dir():
         raise MlopsError(f"{data}: is not there; put the images into it, as a folder or an archive")
-    sums = write_sums_of(data)
-    succeeded(dvc(root, "add", DATA, "--quiet", doing=f"recording {DATA}"), f"{data}: cannot be recorded", root)
+    if data.is_symlink():
+        raise MlopsError(f"{data}: is a link; move the folder itself here, for DVC versions no links")
+    sums = write_sums_of(data, before.sums if before else None)
+    succeeded(dvc(root, "add", DATA, doing=f"recording {DATA}"), f"{data}: cannot be recorded", root)
     write_sums(root / POINTER, sums)
     pointer = need_pointer(root)
     kept = listing(root, pointer.md5)
@@ -112,7 +116,9 @@ def push(root: Path) -> Pointer:
 def send(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> None:
     """Push the output of a `.dvc` file, and see that all of it is there, as it is here."""
     forget_remote(root)
-    done = dvc(root, "push", pointer.file.name, "--remote", remote.name, doing=f"sending to {remote.shown}")
+    done = dvc(
+        root, "push", pointer.file.name, "--remote", remote.name, doing=f"sending to {remote.shown}", limit=SEND_TIMEOUT
+    )
     succeeded(done, f"{remote.shown}: not all of {pointer.file.name} was sent; repeat it", root)
     if again := send_again(root, pointer, bucket):
         log.warning(
@@ -167,20 +173,28 @@ def one_at_a_time(root: Path) -> Iterator[None]:
 
 
 def fetch(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> None:
-    """Pull the output of a `.dvc` file."""
-    done = dvc(root, "pull", pointer.file.name, "--remote", remote.name, doing=f"fetching from {remote.shown}")
-    if not done.code:
-        return
-    if "unsaved files" in done.reason:
-        files = [line for line in done.errors if not line.startswith("ERROR")]
+    """Pull the output of a `.dvc` file. Nothing that is here is touched before all of it has come and was looked at.
+
+    Raises:
+        MlopsError: as `pull`; or a file of the version would be put outside of its folder.
+    """
+    where = f"{remote.shown}: cannot be fetched from"
+    done = dvc(root, "fetch", pointer.file.name, "--remote", remote.name, doing=f"fetching from {remote.shown}")
+    # DVC may end well without all of it; and it would then empty the folder.
+    if done.code or not is_cached(root, pointer.md5):
+        if not _is_full_or_busy(done, root) and (problems := damaged(root, pointer, remote, bucket)):
+            raise MlopsError(problems)
+        succeeded(done, where, root)
+        raise MlopsError(f"{where}: not all of {pointer.file.name} has come; repeat it")
+    check_names(root, pointer)
+    placed = dvc(root, "checkout", pointer.file.name, doing="putting the files in place")
+    if "unsaved files" in placed.reason:
+        files = [line for line in placed.errors if not line.startswith("ERROR")]
         raise MlopsError(
             f"{shorten(files) or root / DATA}: in the way, and in no version: `invoke data-push` keeps what is here as "
             "a new version, `dvc checkout --force` throws it away"
         )
-    where = f"{remote.shown}: cannot be fetched from"
-    if not _known(done, where, root) and (problems := damaged(root, pointer, remote, bucket)):
-        raise MlopsError(problems)
-    succeeded(done, where, root)
+    succeeded(placed, f"{pointer.file}: its files cannot be put in place", root)
 
 
 def pull_version(root: Path, told: dict[str, Any]) -> Pointer:
@@ -191,7 +205,7 @@ def pull_version(root: Path, told: dict[str, Any]) -> Pointer:
             before.
     """
     wanted, revision = told.get("dvc_md5"), told.get("dvc_rev")
-    if not isinstance(wanted, str) or not _MD5.fullmatch(wanted):
+    if not isinstance(wanted, str) or not MD5.fullmatch(wanted):
         raise MlopsError("the checkpoint names no version of the data: it was trained on files that are in none")
     file = root / POINTER
     before = file.read_text(encoding="utf-8") if file.exists() else None
@@ -273,17 +287,19 @@ def _pointer_at(root: Path, revision: Any, wanted: str) -> str | None:
 
 def succeeded(done: Finished, what: str, root: Path) -> None:
     """Raise, in our words, where DVC failed."""
-    if done.code:
-        raise MlopsError(_known(done, what, root) or f"{what}: {done.reason[:500]}")
+    if not done.code:
+        return
+    if known := _is_full_or_busy(done, root):
+        raise MlopsError(known)
+    if _NOT_ALLOWED.search(done.reason):
+        raise MlopsError(f"{what}: not allowed by these credentials; `mlops doctor` says which they are")
+    raise MlopsError(f"{what}: {shown(done.reason)[:500]}")
 
 
-def _known(done: Finished, what: str, root: Path) -> str | None:
-    """What went wrong, where it is of the kinds that a person can mend."""
+def _is_full_or_busy(done: Finished, root: Path) -> str | None:
     told = done.reason
     if "No space left" in told or "Disk quota" in told:
         return f"{root}: the disk is full; free some space and repeat: what has arrived is kept"
     if "acquire lock" in told or "Another process" in told:
         return f"{root}: another DVC is at work here; wait for it, or end it, and repeat"
-    if any(word in told for word in ("403", "401", "Forbidden", "invalid_grant", "Anonymous caller")):
-        return f"{what}: not allowed by these credentials; `mlops doctor` says which they are"
     return None
