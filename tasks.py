@@ -133,10 +133,16 @@ def data_pull(c, for_=None, processed=False):
     _become("-m", "mlops.cli", "data", "pull", *options)
 
 
-@task(help={"processed": "send what was prepared from the current version, not data/ itself"})
-def data_push(c, processed=False):
+@task(
+    help={
+        "processed": "send what was prepared from the current version, not data/ itself",
+        "replace": "also where data/ was not made from the version that data.dvc names, but replaces it",
+    }
+)
+def data_push(c, processed=False, replace=False):
     """Record what is in data/ as a version and send it to the bucket."""
-    _become("-m", "mlops.cli", "data", "push", *(["--processed"] if processed else []))
+    options = [*(["--processed"] if processed else []), *(["--replace"] if replace else [])]
+    _become("-m", "mlops.cli", "data", "push", *options)
 
 
 @task

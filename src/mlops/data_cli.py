@@ -52,13 +52,21 @@ def remote(
     )
 
 
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace", help="Also where data/ was not made from the version that data.dvc names, but replaces it."
+    ),
+]
+
+
 @app.command()
-def add() -> None:
+def add(replace: Replace = False) -> None:
     """Record what is in data/ as a version, without sending it: data/SHA256SUMS and data.dvc."""
     from mlops.data.versioning.pointer import need_root
     from mlops.data.versioning.versions import add as record
 
-    _show_version(record(need_root()).root, "Recorded", sent=False)
+    _show_version(record(need_root(), replace=replace).root, "Recorded", sent=False)
 
 
 @app.command()
@@ -66,6 +74,7 @@ def push(
     processed: Annotated[
         bool, typer.Option("--processed", help="Send what was prepared from the current version, not data/ itself.")
     ] = False,
+    replace: Replace = False,
     processed_in: Processed = PROCESSED,
 ) -> None:
     """Record what is in data/ as a version and send it to the bucket."""
@@ -76,7 +85,7 @@ def push(
 
     root = need_root()
     if not processed:
-        record_and_send(root)
+        record_and_send(root, replace=replace)
         _show_version(root, "Sent", sent=True)
         return
     names = push_prepared(root, processed_in)

@@ -145,6 +145,7 @@ def test_two_versions_and_back_and_the_one_of_a_checkpoint(
     assert read_pointer(project / "data.dvc") == pointer
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_fetches_what_was_prepared_and_trains_without_the_images(
     project: Path, emulator: Emulator, hydra_command: Command, mlops_command: Command
 ):
@@ -362,6 +363,7 @@ def test_a_remote_is_set_for_everybody_and_verifies(project: Path, emulator: Emu
     assert (project / ".dvc" / "config").read_text() == text
 
 
+@pytest.mark.slow
 def test_a_network_share_is_a_remote_too(project: Path, tmp_path: Path, mlops_command: Command):
     share = tmp_path / "share"
     share.mkdir()
@@ -501,3 +503,32 @@ def test_outside_of_git_and_through_a_link_nothing_is_recorded(project: Path, ml
     assert done.code == 2
     assert "cannot be recorded: " in done.errors[0]
     assert "git" in done.errors[0].split("cannot be recorded: ")[1]
+
+
+@pytest.mark.slow
+def test_who_has_not_pulled_does_not_push_a_version_without_the_others_images(
+    project: Path, emulator: Emulator, mlops_command: Command
+):
+    assert mlops_command("data", "push").code == 0
+    before, theirs = content(project / "data"), (project / "data.dvc").read_text()
+    # Somebody else's clone: one new picture, and none of those that data.dvc names.
+    forget(project)
+    (project / "data" / "pictures" / "red").mkdir(parents=True)
+    (project / "data" / "pictures" / "red" / "99.png").write_bytes(b"new")
+    done = mlops_command("data", "push")
+    assert done.code == 2
+    assert (
+        "the next one would lack what that holds; `invoke data-pull` first, or `invoke data-push --replace`"
+        in (done.errors[0])
+    )
+    assert (project / "data.dvc").read_text() == theirs
+    (project / "data" / "pictures" / "red" / "99.png").rename(project / "99.png")
+    assert mlops_command("data", "pull").code == 0
+    (project / "99.png").rename(project / "data" / "pictures" / "red" / "99.png")
+    assert mlops_command("data", "add").code == 0
+    here = content(project / "data")
+    assert {name for name in before if name != "SHA256SUMS"} < here.keys()
+    shutil.rmtree(project / "data" / "pictures" / "blue")
+    (project / "data" / "SHA256SUMS").unlink()
+    assert mlops_command("data", "add").code == 2
+    assert mlops_command("data", "add", "--replace").code == 0

@@ -76,11 +76,12 @@ def set_remote(root: Path, url: str) -> Remote:
     return need_remote(root)
 
 
-def add(root: Path) -> Pointer:
+def add(root: Path, *, replace: bool = False) -> Pointer:
     """Record what is in `data/` as a version: the manifest in it, and `data.dvc`. Nothing is sent.
 
     Raises:
-        MlopsError: a file cannot be versioned or read, or the disk is full.
+        MlopsError: what is here was not made from the version that `data.dvc` names, and would take its place without
+            what that holds, unless `replace`; a file cannot be versioned or read; the disk is full.
     """
     before = read_pointer(root / POINTER)  # a broken one is not overwritten
     data = root / DATA
@@ -88,8 +89,21 @@ def add(root: Path) -> Pointer:
         raise MlopsError(f"{data}: is not there; put the images into it, as a folder or an archive")
     if data.is_symlink():
         raise MlopsError(f"{data}: is a link; move the folder itself here, for DVC versions no links")
+    if before and before.sums and before.md5 != DVC_MD5 and not replace:
+        here = sha256_of(data / SUMS) if (data / SUMS).is_file() else None
+        if here != before.sums:
+            raise MlopsError(
+                f"{data}: is not made from version {before.md5[:8]}, which {POINTER} names: the next one would lack "
+                "what that holds; `invoke data-pull` first, or `invoke data-push --replace` if this is meant"
+            )
+    old = (data / SUMS).read_bytes() if (data / SUMS).is_file() else None
     sums = write_sums_of(data, before.sums if before else None)
-    succeeded(dvc(root, "add", DATA, doing=f"recording {DATA}"), f"{data}: cannot be recorded", root)
+    try:
+        succeeded(dvc(root, "add", DATA, doing=f"recording {DATA}"), f"{data}: cannot be recorded", root)
+    except BaseException:
+        # As it was: this manifest is of no version.
+        (data / SUMS).unlink() if old is None else (data / SUMS).write_bytes(old)
+        raise
     write_sums(root / POINTER, sums)
     pointer = need_pointer(root)
     kept = listing(root, pointer.md5)
@@ -100,15 +114,15 @@ def add(root: Path) -> Pointer:
     return pointer
 
 
-def push(root: Path) -> Pointer:
-    """Record what is in `data/` and send it.
+def push(root: Path, *, replace: bool = False) -> Pointer:
+    """Record what is in `data/`, as `add` does, and send it.
 
     Raises:
         MlopsError: nothing is recorded where the bucket cannot be reached; what was recorded stays where sending fails.
     """
     remote = need_remote(root)
     bucket = reach(remote)
-    pointer = add(root)
+    pointer = add(root, replace=replace)
     send(root, pointer, remote, bucket)
     return pointer
 
