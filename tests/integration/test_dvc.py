@@ -237,7 +237,7 @@ def test_files_of_nobodys_version_are_never_overwritten(project: Path, emulator:
     done = mlops_command("data", "pull")
     assert done.code == 2
     (line,) = done.errors
-    assert "00.png: in the way, and in no version: `invoke data-push` keeps what is here" in line
+    assert "00.png: in the way, and in no version: `invoke data-push --replace` keeps what is here" in line
     assert precious.read_bytes() == b"corrected by hand"
 
 

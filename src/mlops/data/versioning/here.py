@@ -69,7 +69,7 @@ def version_of(config: DataConfig) -> Version | None:
     if sha256_of(data / SUMS) != pointer.sums:
         raise NotHereError(
             f"{data}: is of another version than {POINTER} ({named}); `invoke data-pull` brings that one, "
-            "`invoke data-push` makes what is here the next version"
+            "`invoke data-push --replace` makes what is here the next version"
         )
     sums = read_sums(data)
     compared = compare(data, sums, below, hidden=True)

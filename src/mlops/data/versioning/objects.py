@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import tempfile
 from hashlib import md5
 from pathlib import Path
@@ -17,21 +18,23 @@ from mlops.storage import Bucket, Entry, ask
 _MOST_NAMED, _MOST_LOOKED_AT = 5, 50
 # Seconds for the list of all objects in a bucket, a thousand a request: some millions of them.
 LIST_TIMEOUT = 600.0
+# It becomes part of a path.
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _MISSING, _CHANGED = "is not there", "is not there as it was sent: it was changed or cut"
 
 
 def listing(root: Path, wanted: str) -> dict[str, str] | None:
     """MD5 by name, of the files of a version, as DVC's cache has it; None where it has not, or a damaged one."""
     try:
-        return _parsed(_cached(root, wanted).read_bytes(), wanted)
+        return _parsed(_in(_cache(root), wanted).read_bytes(), wanted)
     except OSError:
         return None
 
 
 def is_cached(root: Path, wanted: str) -> bool:
     """Whether all objects of a version are in DVC's cache."""
-    files = listing(root, wanted)
-    return files is not None and all(_cached(root, hashed).is_file() for hashed in files.values())
+    files, cache = listing(root, wanted), _cache(root)
+    return files is not None and all(_in(cache, hashed).is_file() for hashed in files.values())
 
 
 def check_names(root: Path, pointer: Pointer) -> None:
@@ -73,7 +76,8 @@ def _damaged(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> li
         if files is None:
             return [_line(remote, pointer, f"the list of files of {pointer.file.name}", pointer.md5, why or _CHANGED)]
     # Those that did not come. Of very many, some: to look at one is to fetch it.
-    absent = {name: hashed for name, hashed in files.items() if not _cached(root, hashed).exists()}
+    cache = _cache(root)
+    absent = {name: hashed for name, hashed in files.items() if not _in(cache, hashed).exists()}
     problems = []
     for name, hashed in list(absent.items())[:_MOST_LOOKED_AT]:
         _, why = _fetch(bucket, hashed)
@@ -91,12 +95,14 @@ def send_again(root: Path, pointer: Pointer, bucket: Bucket) -> int:
     Raises:
         MlopsError: the bucket does not take it, or an object is in the cache neither.
     """
-    wanted = {pointer.md5, *(listing(root, pointer.md5) or {}).values()}
+    cache, wanted = _cache(root), {pointer.md5, *(listing(root, pointer.md5) or {}).values()}
     there = ask(bucket, lambda: bucket.files("files/md5"), LIST_TIMEOUT)
     wrong = [
-        hashed for hashed in sorted(wanted) if not _is_right(there.get(f"{hashed[:2]}/{hashed[2:]}"), hashed, root)
+        hashed
+        for hashed in sorted(wanted)
+        if not _is_right(there.get(f"{hashed[:2]}/{hashed[2:]}"), hashed, _in(cache, hashed))
     ]
-    if lost := [hashed for hashed in wrong if not _cached(root, hashed).is_file()]:
+    if lost := [hashed for hashed in wrong if not _in(cache, hashed).is_file()]:
         raise MlopsError(
             f"{bucket.url}: lacks {shorten(lost)} of {pointer.file.name}, which are not in DVC's cache either"
         )
@@ -105,20 +111,19 @@ def send_again(root: Path, pointer: Pointer, bucket: Bucket) -> int:
             name, moved = f"files/md5/{hashed[:2]}/{hashed[2:]}", [0]
 
             def put(name: str = name, hashed: str = hashed, moved: list[int] = moved) -> None:
-                bucket.put(_cached(root, hashed), name, lambda: moved.append(0))
+                bucket.put(_in(cache, hashed), name, lambda: moved.append(0))
 
             ask(bucket, put, moved=lambda moved=moved: len(moved))  # type: ignore[misc]
             progress.advance(1)
     return len(wrong)
 
 
-def _is_right(entry: Entry | None, hashed: str, root: Path) -> bool:
+def _is_right(entry: Entry | None, hashed: str, cached: Path) -> bool:
     """Whether an object is what its name says, as far as the bucket tells without sending it."""
     if entry is None:
         return False
     if entry.md5 is not None:
         return base64.b64decode(entry.md5).hex() == hashed.removesuffix(".dir")
-    cached = _cached(root, hashed)
     return not cached.is_file() or cached.stat().st_size == entry.size
 
 
@@ -152,13 +157,18 @@ def _parsed(content: bytes, wanted: str) -> dict[str, str] | None:
     if md5(content, usedforsecurity=False).hexdigest() != wanted.removesuffix(".dir"):
         return None
     try:
-        return {str(one["relpath"]): str(one["md5"]) for one in json.loads(content)}
+        files = {str(one["relpath"]): str(one["md5"]) for one in json.loads(content)}
     except (ValueError, KeyError, TypeError):
         return None
+    return files if all(map(_MD5.fullmatch, files.values())) else None
 
 
-def _cached(root: Path, name: str) -> Path:
+def _cache(root: Path) -> Path:
+    """Where DVC keeps objects here: to ask for it once is to read four files."""
     from dvc.config import Config
 
-    folder = Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"
-    return Path(folder) / "files" / "md5" / name[:2] / name[2:]
+    return Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache") / "files" / "md5"
+
+
+def _in(cache: Path, hashed: str) -> Path:
+    return cache / hashed[:2] / hashed[2:]

@@ -205,8 +205,8 @@ def fetch(root: Path, pointer: Pointer, remote: Remote, bucket: Bucket) -> None:
     if "unsaved files" in placed.reason:
         files = [line for line in placed.errors if not line.startswith("ERROR")]
         raise MlopsError(
-            f"{shorten(files) or root / DATA}: in the way, and in no version: `invoke data-push` keeps what is here as "
-            "a new version, `dvc checkout --force` throws it away"
+            f"{shorten(files) or root / DATA}: in the way, and in no version: `invoke data-push --replace` keeps what "
+            "is here as a new version, `dvc checkout --force` throws it away"
         )
     succeeded(placed, f"{pointer.file}: its files cannot be put in place", root)
 
