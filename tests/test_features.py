@@ -185,6 +185,7 @@ def test_each_recipe_opens_with_its_command_its_time_and_its_result(recipe: str)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("gtsrb", "cifar10")])
 def test_a_fine_tuning_recipe_runs_on_any_folder(recipe: str, pictures: Path, workplace: Path, hydra_command: Command):
     torch.manual_seed(0)

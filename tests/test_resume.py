@@ -196,6 +196,7 @@ def test_killed_and_resumed_is_as_never_stopped_and_costs_at_most_what_save_ever
     same(expected, cut_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
     [

@@ -172,6 +172,7 @@ def test_a_limit_of_batches_holds_for_evaluation_too(workplace: Path, hydra_comm
     assert json.loads((only_run(workplace) / "report" / "test.json").read_text())["n"] == 256  # of 362
 
 
+@pytest.mark.slow
 def test_overfit_brings_one_batch_to_zero_loss(workplace: Path, hydra_command: Command):
     done = hydra_command("train", "debug=overfit", "tracking=off")
     assert done.code == 0, done.err
@@ -285,6 +286,7 @@ def start(module: str, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_it_also_runs_as_src_mlops_train_from_the_repository(tmp_path: Path):
     paths = [f"paths.{name}={tmp_path / name}" for name in ("processed", "outputs", "models")]
     overrides = [*ON_CPU, "debug=smoke", "tracking=off", *paths]

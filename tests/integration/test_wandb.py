@@ -735,6 +735,7 @@ def test_a_start_is_bounded_also_when_w_and_bs_own_process_does_not_answer(
     assert warning == "W&B failed, the run goes on without it: it does not answer"
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_same_with_and_without_w_and_b(
     server: Server,
     pictures: Path,
