@@ -51,6 +51,20 @@ def train(c, override):
 
 
 @task(
+    iterable=["override"],
+    help={
+        "file": "a W&B sweep file: the name of one in configshydra/sweep/, or a path",
+        "jobs": "trials at the same time",
+        "dry-run": "print the commands of the trials, check their settings, and train nothing",
+        "override": "what all trials share, or sweep.KEY=VALUE; repeatable",
+    },
+)
+def sweep(c, override, file="default", jobs=1, dry_run=False):
+    """Search for better settings, here and without an account: -o data=gtsrb -o sweep.trials=20 ..."""
+    _become("-m", "mlops.sweep", f"sweep.file={file}", f"sweep.jobs={jobs}", f"sweep.dry_run={dry_run}", *override)
+
+
+@task(
     help={
         "checkpoint": "the file to score",
         "data": "a folder, .tar or .zip of images (its splits, groups: mlops evaluate --help); else the own test split",

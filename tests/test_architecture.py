@@ -41,8 +41,9 @@ FLOORS = [
         "evaluation",
         "adoption",
         "export",
+        "sweeps",
     },
-    {"resume", "reproduce", "doctor", "entrypoint", "preprocess", "train", "data_cli", "cli"},
+    {"resume", "reproduce", "doctor", "entrypoint", "preprocess", "train", "data_cli", "cli", "trial", "sweep"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -226,6 +226,25 @@ class Config:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep on this machine needs beside its file; no trial sees it."""
+
+    file: str = setting("default", "a W&B sweep file: the name of one in configshydra/sweep/, or a path")
+    name: str = setting("default", "its folder below outputs/sweeps, and its name in the database")
+    storage: str | None = setting(
+        None, "a database that several machines share: postgresql://USER:PASSWORD@HOST/NAME; the sweep's own when null"
+    )
+    jobs: int = setting(1, "trials at the same time, each with its share of the processors", minimum=1, maximum=1024)
+    trials: int | None = setting(None, "how many trials in all; run_cap of the file when null", minimum=1)
+    seed: int = setting(0, "what is tried is drawn from it; the seed of the training is another", minimum=0)
+    refit: int = setting(0, "train the best trial again with so many other seeds; 0 is off", minimum=0, maximum=1000)
+    lost_after: float = setting(
+        900.0, "seconds without a sign of life after which another machine's trial is taken over", minimum=60
+    )
+    dry_run: bool = setting(False, "print the commands of the trials, check their settings, and train nothing")
+
+
+@dataclass(frozen=True)
 class Key:
     """One setting: its full name, type, default, help and range."""
 
@@ -283,6 +302,25 @@ def check(raw: Mapping[str, Any]) -> list[str]:
     if not problems:
         problems += _check_together(typing.cast(Config, _construct(Config, raw)))
     return problems
+
+
+def check_sweep(raw: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings of a sweep."""
+    problems = [*_check_section(SweepConfig, raw, "sweep.")]
+    if not problems and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", raw["name"]):
+        problems.append(f"sweep.name={shown(raw['name'])}: must be letters, digits, dots, underscores and hyphens")
+    return problems
+
+
+def load_sweep(raw: Mapping[str, Any]) -> SweepConfig:
+    """Turn composed plain values into a `SweepConfig`.
+
+    Raises:
+        MlopsError: with all that is wrong.
+    """
+    if problems := check_sweep(raw):
+        raise MlopsError(problems)
+    return typing.cast(SweepConfig, _construct(SweepConfig, raw))
 
 
 def check_targets(raw: Mapping[str, Any], allowed: Collection[str]) -> list[str]:

@@ -14,9 +14,9 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -34,12 +34,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlops import config as schema
 from mlops import resume, stopping, targets
-from mlops.config import Config
+from mlops.config import Config, DataConfig
 from mlops.errors import MlopsError, fail, one_line
 from mlops.files import only_one, users_to_mend
 
+if TYPE_CHECKING:
+    from mlops.data.prepare import Index, Prepared
+
 log = logging.getLogger(__name__)
 
+# The menu.
+ROOT = "config"
 # composed plain values and the allowed names of targets -> what is wrong
 Check = Callable[[dict[str, Any], frozenset[str]], list[str]]
 
@@ -49,8 +54,9 @@ class Run:
     """Where this run's files go, whether it is one of a sweep's many, which names its config may build, how it was
     started, and whether it goes on with what is in its folder.
 
-    `until` ends it after so many epochs, with nothing scored; `after_epoch` is told the metrics of each and the SHA-256
-    of all weights at its end.
+    `after_epoch` is told the metrics of each epoch and the SHA-256 of all weights at its end; it answers whether the
+    run ends there, with nothing scored. `locate` finds the images in its own way, `report` is whether one is written.
+    `own` are the settings that only this entrypoint has.
     """
 
     folder: Path
@@ -58,29 +64,41 @@ class Run:
     allowed: frozenset[str]
     overrides: tuple[str, ...]
     resumed: bool = False
-    until: int | None = None
-    after_epoch: Callable[[Mapping[str, float], str], None] | None = None
+    after_epoch: Callable[[Mapping[str, float], str], bool] | None = None
+    locate: Callable[[DataConfig, Path], "Index | Prepared"] | None = None
+    report: bool = True
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 def start(
-    task: Callable[[Config, Run], None], name: str, check_more: Check | None = None, presets: Sequence[str] = ()
+    task: Callable[[Config, Run], None],
+    name: str,
+    check_more: Check | None = None,
+    presets: Sequence[str] = (),
+    root: str = ROOT,
 ) -> None:
     """Run `task` as a Hydra application called `name`, with the arguments of this process.
 
     `check_more` finds more that is wrong with a composed config; `presets` are overrides that come before the user's.
+    `root` is the config that all is composed from; a section of it that is called `name` is the task's own.
     Exits with 2 after a mistake of the user's, 143 after SIGTERM, 130 after SIGINT.
     """
-    _register()
+    register()
     arguments = get_args_parser().parse_intermixed_args()
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
 
     def check(raw: dict[str, Any]) -> list[str]:
-        return schema.check(raw) + (check_more(raw, allowed) if check_more else [])
+        shared = {key: value for key, value in raw.items() if key != name}
+        return schema.check(shared) + (check_more(raw, allowed) if check_more else [])
 
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
+    named = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
     try:
+        if root != ROOT:
+            _refuse(name, multirun=arguments.multirun, config_name=arguments.config_name)
+            arguments.config_name = root
         allowed = targets.read_allowed(*folders)
-        overrides = [_accept_new_keys(_take_literally(text), folders) for text in arguments.overrides]
+        overrides = [normalise(text, folders) for text in arguments.overrides]
         # A config folder in the place of ours, or a rerun, is Hydra's to judge.
         if runs and not (arguments.experimental_rerun or arguments.config_path):
             problems = _check_all(arguments, overrides, folders, check)
@@ -90,7 +108,6 @@ def start(
         if runs and name == "train" and (resumed := _find_resumed(arguments, overrides, folders, check)):
             # Hydra writes what it composed this time beside what it wrote when the run was started.
             overrides.append(f"hydra.run.dir={_quote(str(resume.next_folder(resumed.folder)))}")
-        named = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
         configs = [word for flag, value in named.items() if value for word in (flag, value)]
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
         flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
@@ -98,7 +115,7 @@ def start(
         # Hydra then lets exceptions pass instead of printing its own summary of them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         stopping.listen()
-        hydra.main(config_path=str(schema.config_folder()), config_name="config", version_base="1.3")(
+        hydra.main(config_path=str(schema.config_folder()), config_name=root, version_base="1.3")(
             _job(task, name, allowed, configs, resumed)
         )()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -129,11 +146,12 @@ def _job(
             overrides = resumed.overrides if resumed else said
             folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
             config = resumed.config if resumed else _plain(composed)
+            own = config.pop(name, {})
             sweep = resumed.sweep if resumed else sweep
             if name == "train" and resumed is None:
                 resume.write_composed(folder, config, overrides, sweep)
-            with only_one(folder) if name == "train" else nullcontext():
-                task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None))
+            with only_one(folder) if name in ("train", "sweep") else nullcontext():
+                task(schema.load(config), Run(folder, sweep, allowed, overrides, resumed is not None, own=own))
         except MlopsError as error:
             for problem in error.problems:
                 log.error(problem)
@@ -159,7 +177,7 @@ def _find_resumed(
         if any(text.lstrip("+").startswith("resume=") for text in overrides):
             raise MlopsError("resume: --multirun starts many runs; go on with one of them at a time")
         return None
-    compose = _composer(arguments, folders)
+    compose = composer(arguments.config_name or ROOT, folders)
     composed = compose(list(overrides))
     if isinstance(composed, str) or (wanted := resume.wanted_run(composed)) is None:
         return None
@@ -210,19 +228,39 @@ def _shorten(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def _register() -> None:
+def register() -> None:
+    """Tell Hydra of the schema and of what our config files call."""
     ConfigStore.instance().store(name="schema", node=OmegaConf.create(schema.defaults()))
     OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("keys_help", _keys_help, replace=True)
+    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
 
 
-def _keys_help() -> str:
+def _keys_help(section: str = "") -> str:
     rows = []
-    for key in schema.settings():
+    own = schema.settings(schema.SweepConfig, "sweep.") if section == "sweep" else ()
+    for key in (*own, *schema.settings()):
         limits = ", ".join(f"{name} {limit:g}" for name, limit in key.limits.items())
         rows.append((key.name, schema.words(key.annotation), f"{key.help}{f' ({limits})' if limits else ''}"))
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"  {name:<{width}}  {text}\n  {'':<{width}}  [{kind}]" for name, kind, text in rows)
+
+
+def _refuse(name: str, *, multirun: bool, config_name: str | None) -> None:
+    """Flags of Hydra's that an entrypoint with a root config of its own has no meaning for."""
+    if multirun:
+        raise MlopsError(
+            f"--multirun: mlops.{name} runs many trials as it is; with mlops.train it is a grid of overrides"
+        )
+    if config_name:
+        raise MlopsError(
+            f"--config-name={config_name}: mlops.{name} has a root of its own; name groups, or --config-dir"
+        )
+
+
+def normalise(text: str, folders: Sequence[Path]) -> str:
+    """An override of the user's as Hydra takes it, so that it is our check that meets a mistake."""
+    return _accept_new_keys(_take_literally(text), folders)
 
 
 def _accept_new_keys(text: str, folders: Iterable[Path]) -> str:
@@ -268,7 +306,7 @@ def _check_all(
         base.append(values[0] if values else text)
         variants += [(len(base) - 1, value) for value in values[1:]]
 
-    compose = _composer(arguments, folders)
+    compose = composer(arguments.config_name or ROOT, folders)
     first = compose(base)
     if isinstance(first, str):
         # Hydra names only the first of several, so each is tried alone.
@@ -288,11 +326,18 @@ def _check_all(
     return problems
 
 
-def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:
-    """A function from overrides to plain values, or to the one line that says why they do not compose."""
-    name = arguments.config_name or "config"
+def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[str, Any] | str]:
+    """A function from overrides to plain values, or to the one line that says why they do not compose.
+
+    Args:
+        name: of the root config.
+        folders: the config folder, and those that the user has added.
+    """
+    register()
 
     def compose(overrides: list[str]) -> dict[str, Any] | str:
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(str(schema.config_folder()), version_base="1.3"):
                 # Where `hydra.main` puts --config-dir; `hydra.searchpath` would be too late for a --config-name in it.
@@ -306,6 +351,9 @@ def _composer(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callabl
             return one_line(error)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return one_line(error.__cause__ or error)
+        finally:
+            # Of a job that Hydra runs meanwhile, such as a sweep.
+            GlobalHydra.instance().hydra = outer
 
     return compose
 
@@ -347,7 +395,11 @@ def _quote(value: str) -> str:
     return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
 
 
-_TEXT_KEYS = {key.name for key in schema.settings() if key.annotation in (str, str | None)}
+_TEXT_KEYS = {
+    key.name
+    for key in (*schema.settings(), *schema.settings(schema.SweepConfig, "sweep."))
+    if key.annotation in (str, str | None)
+}
 
 
 def _name(text: str, reason: str, folders: Iterable[Path]) -> str:

@@ -25,6 +25,8 @@ BLUE, ORANGE = "#3b82f6", "#f08c2e"
 PALETTE = (BLUE, ORANGE, "#12a594")
 # A figure's text of 10 points is then 8.7 pixels high.
 _SMALLEST = 0.65
+# Letters in a cell of a table that is never broken.
+_SHORT = 10
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6b7d; --paper: #fbfcfd; --card: #fff; --line: #dde3ea;
@@ -51,7 +53,7 @@ figcaption { font-size: .88rem; margin-top: .4rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; width: 100%; }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; white-space: nowrap; } td { overflow-wrap: anywhere; }
-td:first-child { overflow-wrap: break-word; }
+td:first-child { overflow-wrap: break-word; } td.s { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 .pictures div { font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
@@ -107,7 +109,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     right = [
         bool(rows) and all(re.fullmatch(r"[-+]?[\d,.]+ ?%?|", str(row[i])) for row in rows) for i in range(len(columns))
     ]
-    kind = [' class="n"' if numeric else "" for numeric in right]
+    short = [bool(rows) and all(len(str(row[i])) <= _SHORT for row in rows) for i in range(len(columns))]
+    kind = [' class="n"' if n else ' class="s"' if s else "" for n, s in zip(right, short, strict=True)]
     header = "".join(f"<th{k}>{text(c)}</th>" for k, c in zip(kind, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{k}>{text(cell)}</td>" for k, cell in zip(kind, row, strict=True)) + "</tr>"

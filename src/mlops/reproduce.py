@@ -116,7 +116,7 @@ def reproduce(
     for line in proof.places:
         log.warning(f"{line}: the result may differ in the last bits")
 
-    def compare(metrics: Mapping[str, float], digest: str) -> None:
+    def compare(metrics: Mapping[str, float], digest: str) -> bool:
         proof.epochs = int(metrics["epoch"])
         position = proof.epochs - 1
         then = file.metadata["history"][position] if position < len(known) else {}
@@ -125,10 +125,11 @@ def reproduce(
         if not same and proof.first_different is None:
             proof.first_different, proof.differences = proof.epochs, differences
         log.info(f"epoch {proof.epochs}: {'identical' if same else 'DIFFERENT'}")
+        return proof.epochs == until
 
     folder.mkdir(parents=True)
     overrides = tuple(file.metadata["overrides"])
-    train(config, Run(folder, sweep=False, allowed=allowed, overrides=overrides, until=until, after_epoch=compare))
+    train(config, Run(folder, sweep=False, allowed=allowed, overrides=overrides, after_epoch=compare))
     if proof.first_different is None and proof.epochs != (until or len(known)):
         proof.first_different = proof.epochs + 1
     again = checkpoint.read(folder / BEST)

@@ -81,7 +81,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     check_clean(code, settings.require_clean)
     environment = describe_environment(str(device), torch.get_num_threads(), precision)
 
-    found = locate(config.data, Path(config.paths.processed))
+    found = (run.locate or locate)(config.data, Path(config.paths.processed))
     classes = found.classes
     if problems := check_model(config.model, run.allowed, num_classes=len(classes), image_size=size):
         raise MlopsError(problems)
@@ -176,6 +176,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     if saved:
         saves.restore(saved, Bounds(settings.epochs, steps, in_batch, len(classes)), build_optimizer)
         log.info(f"going on in {run.folder} after epoch {saves.position.epoch}, step {saves.position.step} of {steps}")
+    ended = False  # by whoever listens
     position, before = saves.position, (saves.position.epoch * steps + saves.position.step) * in_batch
 
     def out_of_patience() -> bool:
@@ -239,8 +240,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             mirror.copy(run.folder / "metrics.jsonl")
             saves.save_last()
             log.info(tables.epoch_line(metrics, settings.epochs) + ("  best so far" if best else ""))
-            if run.after_epoch:
-                run.after_epoch(metrics, saves.digests[-1])
+            nonlocal ended
+            ended = run.after_epoch is not None and run.after_epoch(metrics, saves.digests[-1])
             save_if_asked_to_stop()
 
         log.info(
@@ -263,11 +264,11 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
                 evaluate=evaluate,
                 after_step=after_step,
                 after_epoch=after_epoch,
-                stop=lambda: out_of_patience() or position.epoch == run.until,
+                stop=lambda: ended or out_of_patience(),
                 num_classes=len(classes),
             )
         seconds = time.monotonic() - started
-        if position.epoch == run.until:
+        if ended:
             return
         if settings.overfit_batches and (loss := saves.history[-1]["val_loss"]) > OVERFITTED_LOSS:
             raise MlopsError(
@@ -283,6 +284,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
             tracker=tracker,
             mirror=mirror,
             latest=latest if promoted else None,
+            report=run.report,
         )
 
     trained = len(saves.history) * steps * in_batch - before
@@ -301,6 +303,7 @@ def finish(
     tracker: "Tracker",
     mirror: "Mirror",
     latest: Path | None,
+    report: bool,
 ) -> tuple["Metrics", int]:
     """What comes after the last epoch: score the best one, complete its file, put it into use, write the report.
 
@@ -325,20 +328,28 @@ def finish(
     story = saves.finish(final, temperature)
     if latest is not None:
         # Before the report: a figure that fails, or a disk that is full by now, must not cost the model.
-        with atomic(latest) as temporary:
-            shutil.copyfile(path, temporary)
-        # What `mlops report` and `mlops export` wrote there was about the model before.
-        (latest.parent / "model.onnx").unlink(missing_ok=True)
-        for stale in latest.parent.glob("report*/"):
-            shutil.rmtree(stale, ignore_errors=True)
-    report, mistakes = saves.folder / "report", worst_mistakes(tested, classes, temperature)
-    pictures = write_report(report, story, "test", scores, mistakes=mistakes)
-    mirror.copy(report)
+        put_into_use(path, latest)
     tracker.log_summary(final)
-    tracker.log_pictures(pictures | {"index": report / "index.html"})
+    if report:
+        folder, mistakes = saves.folder / "report", worst_mistakes(tested, classes, temperature)
+        pictures = write_report(folder, story, "test", scores, mistakes=mistakes)
+        mirror.copy(folder)
+        tracker.log_pictures(pictures | {"index": folder / "index.html"})
     tracker.log_checkpoint(path, checkpoint.read_metadata(path))
     saves.save_last(finished=True)
     return final, int(scores["n"])
+
+
+def put_into_use(best: Path, latest: Path) -> None:
+    """Let `latest` be a copy of the checkpoint `best`: what commands without a file's name open."""
+    with writing_to(latest.parent):
+        latest.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(latest) as temporary:
+        shutil.copyfile(best, temporary)
+    # What `mlops report` and `mlops export` wrote there was about the model before.
+    (latest.parent / "model.onnx").unlink(missing_ok=True)
+    for stale in latest.parent.glob("report*/"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def check_targets(raw: dict[str, Any], allowed: frozenset[str]) -> list[str]:

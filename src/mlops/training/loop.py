@@ -17,6 +17,11 @@ from mlops.training.schedule import Schedule
 
 REMEDY = "try a smaller training.optimizer.lr or training.precision=fp32"
 
+
+class DivergenceError(MlopsError):
+    """A loss, a metric or a weight is not a number: these settings do not train."""
+
+
 Metrics = dict[str, float]
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
 
@@ -69,7 +74,7 @@ def fit(
     metrics are handed to `after_epoch`.
 
     Raises:
-        MlopsError: a loss is not finite; nothing of that epoch was handed on.
+        DivergenceError: a loss is not finite; nothing of that epoch was handed on.
     """
     while position.epoch < epochs and not stop():
         for batch in batches(position.epoch, position.step):
@@ -81,7 +86,9 @@ def fit(
         trained = epoch_metrics("train", predictions, labels, torch.stack(position.losses).mean(), num_classes)
         metrics = {"epoch": position.epoch + 1, **trained, **evaluate()}
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            raise MlopsError(f"epoch {position.epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {REMEDY}")
+            raise DivergenceError(
+                f"epoch {position.epoch + 1}: {bad[0]} is {metrics[bad[0]]} after its last step; {REMEDY}"
+            )
         position.next_epoch()
         after_epoch(metrics)
 
@@ -90,12 +97,12 @@ def check_finite(position: Position, learning_rate: Callable[[int, int], float])
     """Whether every loss of the present epoch is a number. Waits for the device, so it is not asked at every step.
 
     Raises:
-        MlopsError: one is not; it names the first.
+        DivergenceError: one is not; it names the first.
     """
     bad = (~torch.isfinite(torch.stack(position.losses))).nonzero()
     if len(bad):
         first = int(bad[0])
-        raise MlopsError(
+        raise DivergenceError(
             f"epoch {position.epoch + 1}, step {first + 1}: the loss is {float(position.losses[first])} at a learning "
             f"rate of {learning_rate(position.epoch, first):.3g}; {REMEDY}"
         )

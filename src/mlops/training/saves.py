@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mlops import checkpoint
 from mlops.checkpoint import BEST, LAST, Checkpoint
 from mlops.errors import MlopsError
-from mlops.training.loop import REMEDY, Metrics, Position, check_finite
+from mlops.training.loop import REMEDY, DivergenceError, Metrics, Position, check_finite
 from mlops.training.record import best_epoch, describe_epoch
 from mlops.training.state import Bounds, capture, check, restore
 
@@ -116,7 +116,7 @@ class Saves:
         """Write last.pth.
 
         Raises:
-            MlopsError: a loss or a weight is not finite; the last.pth of before is kept.
+            DivergenceError: a loss or a weight is not finite; the last.pth of before is kept.
         """
         position = self.position
         if position.step:
@@ -177,7 +177,7 @@ class Saves:
         for name, tensor in self._model.state_dict().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 epoch, step = self.position.epoch, self.position.step
-                raise MlopsError(
+                raise DivergenceError(
                     f"epoch {epoch + 1}, after step {step}: weights of {name} are not finite at a learning rate of "
                     f"{self._learning_rate(epoch, max(step - 1, 0)):.3g}; {REMEDY}"
                 )

@@ -1,0 +1,253 @@
+"""`python -m mlops.sweep`: a W&B sweep file, run by this machine alone. The sweep, from top to bottom.
+
+Imports wait until they are needed: the workers import this module when they start.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops import config as schema
+from mlops.config import Config, SweepConfig
+from mlops.errors import MlopsError
+
+if TYPE_CHECKING:
+    from mlops.entrypoint import Run
+    from mlops.sweeps.engine import Engine
+    from mlops.sweeps.space import Space
+    from mlops.sweeps.trials import Row, Trials
+    from mlops.trial import TrialTrainer
+
+log = logging.getLogger(__name__)
+
+
+def sweep(config: Config, run: "Run") -> None:
+    """Read the file, check what it composes to, run the trials, put the best into use, and write the page."""
+    from mlops.sweeps.engine import Engine, Slot, close
+    from mlops.sweeps.live import Live
+    from mlops.sweeps.pool import Worker
+    from mlops.sweeps.reader import read
+    from mlops.sweeps.trials import open_trials
+    from mlops.trial import TrialTrainer, check_all
+
+    settings = schema.load_sweep(run.own)
+    space = read(find_file(settings.file))
+    flags, folders, shared = split_overrides(run.overrides)
+    check_shared(space, shared)
+    most = number_of_trials(space, settings)
+    threads = () if sets_threads(space, shared) else (f"training.threads={processors() // settings.jobs or 1}",)
+    variants = [[*shared, *threads, *space.overrides(values)] for values in space.extremes()]
+    if problems := check_all(variants, folders, space.metric):
+        raise MlopsError([f"{space.path}: {problem}" for problem in problems])
+    trainer = TrialTrainer(tuple(folders), flags, run.allowed, space.metric, settings.name)
+    if settings.dry_run:
+        dry_run(space, settings, most, [*shared, *threads], trainer)
+        return
+
+    trials = open_trials(
+        space,
+        name=settings.name,
+        folder=run.folder,
+        storage=settings.storage,
+        shared=shared,
+        each=threads,
+        seed=settings.seed,
+        lost_after=settings.lost_after,
+        new_folder=partial(new_folder, Path(config.paths.outputs)),
+    )
+    log.info(
+        f"sweep {settings.name}: {most:,} trials of {space.path} by {space.method}, {settings.jobs} at a time, in "
+        f"{trials.label}"
+    )
+
+    def start_worker(slot: int) -> Worker:
+        return Worker(slot, trainer, run.folder / f"worker-{slot}.log")
+
+    slots = [Slot(number) for number in range(settings.jobs)]
+    try:
+        with Live(trials, most, settings.jobs) as view:
+            engine = Engine(trials, slots, start_worker, most=most, view=view)
+            if not trials.rows() and (problems := engine.check(variants)):
+                raise MlopsError([f"{space.path}: {problem}" for problem in problems])
+            engine.run()
+        best = trials.best()
+        if best is None:
+            raise MlopsError(
+                f"{trials.label}: no trial of the sweep {settings.name} is complete; what went wrong is in "
+                f"{run.folder / 'sweep.log'} and in the trials' train.log"
+            )
+        finish(engine, best, config)
+        again = None
+        if settings.refit:
+            again = open_refit(trials, best, settings, config, run.folder)
+            with Live(again, settings.refit, settings.jobs) as view:
+                Engine(again, slots, start_worker, most=settings.refit, view=view).run()
+    finally:
+        close(slots)
+    conclude(trials, best, again, run.folder, flags)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[tuple[str, ...], list[Path], list[str]]:
+    """The flags before the overrides, the config folders these name beside ours, and what is for the trials."""
+    flags = words[:2] if words and words[0] == "--config-dir" else ()
+    folders = [schema.config_folder(), *map(Path, flags[1:])]
+    own = ("sweep.", "engine=", "engine@", "hydra.", "hydra/")
+    shared = [word for word in words[len(flags) :] if not word.lstrip("+~").startswith(own)]
+    return tuple(flags), folders, shared
+
+
+def check_shared(space: "Space", shared: Sequence[str]) -> None:
+    """Whether the overrides of all trials leave the search to the file.
+
+    Raises:
+        MlopsError: one is of a parameter, or would let all trials go on with one run.
+    """
+    problems = []
+    for text in shared:
+        name = text.lstrip("+~").split("=", 1)[0]
+        if name in space.parameters:
+            problems.append(f"{text}: {space.path} searches {name}; leave it out here, or there")
+        if name == "resume":
+            problems.append(f"{text}: a sweep goes on by itself when it is started again; leave it out")
+    if problems:
+        raise MlopsError(problems)
+
+
+def find_file(name: str) -> Path:
+    """The sweep file of a name in `configshydra/sweep/`, or at a path.
+
+    Raises:
+        MlopsError: there is none.
+    """
+    folder = schema.config_folder() / "sweep"
+    named = folder / f"{name}.yaml"
+    if Path(name).suffix in (".yaml", ".yml") or os.sep in name:
+        return Path(name)
+    if named.is_file():
+        return named.relative_to(Path.cwd()) if named.is_relative_to(Path.cwd()) else named
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise MlopsError(f"sweep.file={name}: no such sweep file; name one of {known}, or a path that ends in .yaml")
+
+
+def number_of_trials(space: "Space", settings: SweepConfig) -> int:
+    """How many trials there are at most.
+
+    Raises:
+        MlopsError: nothing says so.
+    """
+    asked = settings.trials or space.run_cap
+    if space.method == "grid":
+        return min(space.grid_size, asked or space.grid_size)
+    if asked is None:
+        raise MlopsError(
+            f"{space.path}: run_cap is missing, and method={space.method} has no end; set -o sweep.trials=30"
+        )
+    return asked
+
+
+def sets_threads(space: "Space", shared: Sequence[str]) -> bool:
+    """Whether somebody has said how many threads a trial has."""
+    return "training.threads" in space.parameters or any(
+        text.lstrip("+").startswith("training.threads=") for text in shared
+    )
+
+
+def processors() -> int:
+    """Cores that this process may use; as with torch, two threads of one core count once."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+def new_folder(outputs: Path, number: int) -> Path:
+    """The run folder of a trial: named as Hydra's --multirun does."""
+    return outputs / datetime.now().strftime(f"%Y-%m-%d/%H-%M-%S-{secrets.token_hex(2)}-{number}")  # noqa: DTZ005
+
+
+def dry_run(space: "Space", settings: SweepConfig, most: int, shared: Sequence[str], trainer: "TrialTrainer") -> None:
+    """Print the command of each trial that is known beforehand, and check its settings.
+
+    Raises:
+        MlopsError: with all that is wrong with them.
+    """
+    from mlops.sweeps.plan import plan
+    from mlops.tables import to_copy
+
+    planned = plan(space, settings.seed, most)
+    commands = [[*shared, *space.overrides(values)] for values in planned]
+    for overrides in commands:
+        print(to_copy("python", "-m", "mlops.train", *trainer.flags, *overrides))  # noqa: T201
+    if problems := trainer.check(commands):
+        raise MlopsError([f"{space.path}: {problem}" for problem in problems])
+    if len(planned) < most:
+        log.info(f"and {most - len(planned)} more, which depend on the results of these")
+    log.info(f"{len(planned)} trials checked, none started")
+
+
+def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Config, folder: Path) -> "Trials":
+    """The best trial again with other seeds, as a sweep of its own."""
+    from mlops.sweeps.refit import refit_space
+    from mlops.sweeps.trials import open_trials
+
+    seeds = [config.seed + offset for offset in range(1, settings.refit + 1)]
+    log.info(f"training trial {best.number} again with {len(seeds)} other seeds (sweep.refit)")
+    return open_trials(
+        refit_space(trials.space, seeds),
+        name=f"{settings.name}-refit-{best.number}",
+        folder=folder,
+        storage=settings.storage,
+        shared=[text for text in best.overrides if not text.lstrip("+").startswith("seed=")],
+        each=(),
+        seed=0,
+        lost_after=settings.lost_after,
+        new_folder=partial(new_folder, Path(config.paths.outputs)),
+    )
+
+
+def finish(engine: "Engine", best: "Row", config: Config) -> None:
+    """Put the best trial into use, with its report."""
+    from mlops.checkpoint import BEST
+    from mlops.train import put_into_use
+
+    checkpoint = best.folder / BEST
+    if not checkpoint.is_file():
+        log.warning(f"trial {best.number}, the best, is in {best.folder} on {best.host}: that machine puts it into use")
+        return
+    if failure := engine.report(checkpoint):
+        log.warning(f"{best.folder}: no report was written: {failure}")
+    if config.promote:
+        put_into_use(checkpoint, Path(config.paths.models) / "latest" / BEST)
+
+
+def conclude(trials: "Trials", best: "Row", again: "Trials | None", folder: Path, flags: Sequence[str]) -> None:
+    """Write the page, and show where everything is."""
+    from mlops.sweeps.refit import summarise
+    from mlops.sweeps.summary import Summary
+    from mlops.tables import to_copy
+
+    command = to_copy("python", "-m", "mlops.train", *flags, *best.overrides)
+    refitted = summarise(again.rows(), trials.space.metric) if again else None
+    summary = Summary(trials.study.study_name, trials.space, trials.rows(), best, refitted, command)
+    summary.show(summary.write(folder))
+
+
+def check_sweep(raw: dict[str, Any], _allowed: frozenset[str]) -> list[str]:
+    """What is wrong with the settings of the sweep itself."""
+    return schema.check_sweep(raw["sweep"])
+
+
+def main() -> None:
+    """The entrypoint."""
+    from mlops import entrypoint
+
+    entrypoint.start(sweep, "sweep", check_sweep, presets=["hydra.help.app_name=mlops.sweep"], root="sweep_config")
+
+
+if __name__ == "__main__":
+    main()
