@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from conftest import Command
-from mlops import checkpoint, stopping
+from mlops import checkpoint, resume, stopping
 from mlops.files import only_one
 from mlops.progress import bar
 from mlops.tracking import Tracker
@@ -456,6 +456,85 @@ def test_a_trial_that_goes_on_is_still_one_of_many(
     at_step(-1, die)
     assert hydra_command("train", "resume=latest").code == 0
     assert not (workplace / "models/latest/best_model.pth").exists()
+
+
+def tracked_as(folder: Path, run_id: str, kind: str = "run") -> None:
+    """What W&B leaves in a run's folder."""
+    (folder / "wandb" / f"{kind}-20260101_120000-{run_id}").mkdir(parents=True)
+
+
+@pytest.fixture
+def started_by_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the trial `trial-5` of a sweep."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial-5")
+
+
+AGAIN = (*RUN, "training.optimizer.lr=0.004")
+
+
+@pytest.mark.parametrize("kind", ["run", "offline-run"])
+def test_a_trial_that_an_agent_starts_again_goes_on_where_it_was_and_once_finished_stays_so(
+    kind: str, stopped: Path, workplace: Path, pictures: Path, hydra_command: Command, started_by_an_agent: None
+):
+    tracked_as(stopped, "trial-5", kind)
+    done = hydra_command("train", *AGAIN, f"data.root={pictures}")
+    assert done.code == 0, done.err
+    assert f"going on in {stopped.relative_to(workplace)} after epoch 1, step 2 of 4" in done.err
+    assert runs(workplace) == [stopped]
+    assert checkpoint.read_metadata(stopped / "last.pth")["resume"]["finished"]
+
+    again = hydra_command("train", *AGAIN, f"data.root={pictures}")
+    assert again.code == 0
+    assert "this run has finished; there is nothing to go on with" in again.err
+    assert runs(workplace) == [stopped]
+
+
+def test_a_trial_that_is_started_again_with_other_settings_is_refused(
+    stopped: Path, pictures: Path, hydra_command: Command, started_by_an_agent: None
+):
+    tracked_as(stopped, "trial-5")
+    done = hydra_command("train", *AGAIN, f"data.root={pictures}", "training.optimizer.lr=0.1")
+    assert done.code == 2
+    (line,) = done.errors
+    assert line.startswith(f"training.optimizer.lr=0.1: the run in {stopped.relative_to(Path.cwd())} has 0.004")
+
+
+def test_a_trial_goes_on_with_the_newest_run_of_its_id_that_was_saved(
+    workplace: Path, started_by_an_agent: None, monkeypatch: pytest.MonkeyPatch
+):
+    composed: dict[str, Any] = {"resume": None, "run": {"mirror": None}, "paths": {"outputs": "outputs"}}
+    assert resume.wanted_run(composed) is None
+    folders = [Path("outputs", "2026-01-01", f"12-00-0{number}-abcd") for number in range(5)]
+    for folder in folders:
+        tracked_as(folder, "another" if folder == folders[-1] else "trial-5")
+    (folders[-1] / "last.pth").touch()
+    # In neither of its own is there anything to go on from.
+    assert resume.wanted_run(composed) is None
+    for folder in folders[:4]:
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "composed.json").touch()
+    assert resume.wanted_run(composed) == str(folders[3])
+    for folder in folders[:2]:
+        (folder / "last.pth").touch()
+    assert resume.wanted_run(composed) == str(folders[1])
+
+    assert resume.wanted_run(composed | {"resume": "latest"}) == "latest"
+    (workplace / "mirror").mkdir()
+    assert resume.wanted_run(composed | {"run": {"mirror": str(workplace / "mirror")}}) == str(folders[1])
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert resume.wanted_run(composed) is None
+
+
+@pytest.mark.parametrize(
+    "run_id", ["5", "trial", "trial-*", "trial-?", "[t]rial-5", "*", "../trial-5", "20260101_120000-trial-5"]
+)
+def test_an_id_finds_the_run_of_just_that_id(run_id: str, tmp_path: Path):
+    folder = tmp_path / "2026-01-01" / "12-00-00-abcd"
+    tracked_as(folder, "trial-5")
+    (folder / "last.pth").touch()
+    assert resume.find_tracked("trial-5", tmp_path) == folder
+    assert resume.find_tracked(run_id, tmp_path) is None
 
 
 def _forge(

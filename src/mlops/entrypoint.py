@@ -84,6 +84,7 @@ def start(
     Exits with 2 after a mistake of the user's, 143 after SIGTERM, 130 after SIGINT.
     """
     register()
+    OmegaConf.register_new_resolver("keys_help", lambda: _keys_help(name), replace=True)
     arguments = get_args_parser().parse_intermixed_args()
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
 
@@ -232,13 +233,12 @@ def register() -> None:
     """Tell Hydra of the schema and of what our config files call."""
     ConfigStore.instance().store(name="schema", node=OmegaConf.create(schema.defaults()))
     OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("keys_help", _keys_help, replace=True)
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
 
 
-def _keys_help(section: str = "") -> str:
+def _keys_help(name: str) -> str:
     rows = []
-    own = schema.settings(schema.SweepConfig, "sweep.") if section == "sweep" else ()
+    own = schema.settings(schema.SweepConfig, "sweep.") if name == "sweep" else ()
     for key in (*own, *schema.settings()):
         limits = ", ".join(f"{name} {limit:g}" for name, limit in key.limits.items())
         rows.append((key.name, schema.words(key.annotation), f"{key.help}{f' ({limits})' if limits else ''}"))

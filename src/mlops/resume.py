@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,43 @@ class Saved:
 def wanted_run(composed: Mapping[str, Any]) -> str | None:
     """The run that a config asks to go on with; None for a new one.
 
-    That is `resume`, or the mirrored run of the W&B run that an agent has started this process as: a preempted one.
+    That is `resume`, or the run that was tracked as the W&B run which an agent has started this process as, a preempted
+    one: mirrored, or in a sweep here.
 
     Raises:
         MlopsError: the mirror cannot be read.
     """
     wanted, mirror, tracked = composed["resume"], composed["run"]["mirror"], os.environ.get("WANDB_RUN_ID")
-    if wanted is None and mirror and tracked:
-        return mirrored.find(mirror, tracked)
-    return None if wanted is None else str(wanted)
+    if wanted is not None:
+        return str(wanted)
+    if not tracked:
+        return None
+    if mirror and (mirrored_run := mirrored.find(mirror, tracked)):
+        return mirrored_run
+    # Outside a sweep the id may be whatever a shell has exported: one for many runs.
+    local = find_tracked(tracked, Path(composed["paths"]["outputs"])) if "WANDB_SWEEP_ID" in os.environ else None
+    return None if local is None else str(local)
+
+
+def find_tracked(wandb_run_id: str, outputs: Path) -> Path | None:
+    """The newest run folder below `outputs` that can go on and was tracked under a W&B run id; None without one."""
+
+    def is_of_it(folder: Path) -> bool:
+        # W&B's `run-<date>_<time>-<id>`. Compared, and no part of a pattern or path: the id may be any text.
+        return folder.name.removeprefix("offline-").removeprefix("run-").partition("-")[2] == wandb_run_id
+
+    return _newest({folder.parents[1] for folder in outputs.glob("*/*/wandb/*run-*") if is_of_it(folder)})
+
+
+def _newest(folders: Collection[Path]) -> Path | None:
+    """The newest run that was saved, else the newest that was started.
+
+    One that was refused at its start, or killed before its first save, does not hide the one before.
+    """
+    for name in (LAST, COMPOSED):
+        if runs := [folder for folder in folders if (folder / name).exists()]:
+            return max(runs)
+    return None
 
 
 def find_run(wanted: str, outputs: Path) -> Path:
@@ -62,13 +90,9 @@ def find_run(wanted: str, outputs: Path) -> Path:
     if "://" in wanted:
         return mirrored.fetch(mirrored.latest(wanted) or wanted, outputs)
     if wanted == "latest":
-        # One that was refused at its start, or killed before its first save, does not hide the one before.
-        runs = sorted(path.parent for path in outputs.glob(f"*/*/{LAST}")) or sorted(
-            path.parent for path in outputs.glob(f"*/*/{COMPOSED}")
-        )
-        if not runs:
+        if (newest := _newest(list(outputs.glob("*/*")))) is None:
             raise MlopsError(f"resume=latest: {outputs} holds no run; start one, or name its folder")
-        return runs[-1]
+        return newest
     folder = Path(wanted)
     if folder.name == LAST:
         folder = folder.parent

@@ -18,7 +18,7 @@ from mlops.errors import MlopsError
 
 if TYPE_CHECKING:
     from mlops.entrypoint import Run
-    from mlops.sweeps.engine import Engine
+    from mlops.sweeps.engine import Workplace
     from mlops.sweeps.space import Space
     from mlops.sweeps.trials import Row, Trials
     from mlops.trial import TrialTrainer
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def sweep(config: Config, run: "Run") -> None:
     """Read the file, check what it composes to, run the trials, put the best into use, and write the page."""
-    from mlops.sweeps.engine import Engine, Slot, close
+    from mlops.sweeps.engine import Engine, workplace
     from mlops.sweeps.live import Live
     from mlops.sweeps.pool import Worker
     from mlops.sweeps.reader import read
@@ -42,53 +42,49 @@ def sweep(config: Config, run: "Run") -> None:
     most = number_of_trials(space, settings)
     threads = () if sets_threads(space, shared) else (f"training.threads={processors() // settings.jobs or 1}",)
     variants = [[*shared, *threads, *space.overrides(values)] for values in space.extremes()]
-    if problems := check_all(variants, folders, space.metric):
-        raise MlopsError([f"{space.path}: {problem}" for problem in problems])
     trainer = TrialTrainer(tuple(folders), flags, run.allowed, space.metric, settings.name)
     if settings.dry_run:
         dry_run(space, settings, most, [*shared, *threads], trainer)
         return
 
-    trials = open_trials(
-        space,
-        name=settings.name,
-        folder=run.folder,
-        storage=settings.storage,
-        shared=shared,
-        each=threads,
-        seed=settings.seed,
-        lost_after=settings.lost_after,
-        new_folder=partial(new_folder, Path(config.paths.outputs)),
-    )
-    log.info(
-        f"sweep {settings.name}: {most:,} trials of {space.path} by {space.method}, {settings.jobs} at a time, in "
-        f"{trials.label}"
-    )
-
     def start_worker(slot: int) -> Worker:
         return Worker(slot, trainer, run.folder / f"worker-{slot}.log")
 
-    slots = [Slot(number) for number in range(settings.jobs)]
-    try:
+    def run_all(trials: "Trials", most: int) -> None:
         with Live(trials, most, settings.jobs) as view:
-            engine = Engine(trials, slots, start_worker, most=most, view=view)
-            if not trials.rows() and (problems := engine.check(variants)):
-                raise MlopsError([f"{space.path}: {problem}" for problem in problems])
-            engine.run()
+            Engine(trials, place, most=most, view=view).run()
+
+    # A worker warms up while the settings are checked here; what only the network's code knows, it checks.
+    with workplace(settings.jobs, start_worker) as place:
+        if problems := check_all(variants, folders, space.metric) or place.check(variants):
+            raise MlopsError([f"{space.path}: {problem}" for problem in problems])
+        trials = open_trials(
+            space,
+            name=settings.name,
+            folder=run.folder,
+            storage=settings.storage,
+            shared=shared,
+            each=threads,
+            seed=settings.seed,
+            lost_after=settings.lost_after,
+            new_folder=partial(new_folder, Path(config.paths.outputs)),
+        )
+        log.info(
+            f"sweep {settings.name}: {most:,} trials of {space.path} by {space.method}, {settings.jobs} at a time, in "
+            f"{trials.label}"
+        )
+        run_all(trials, most)
         best = trials.best()
         if best is None:
             raise MlopsError(
                 f"{trials.label}: no trial of the sweep {settings.name} is complete; what went wrong is in "
                 f"{run.folder / 'sweep.log'} and in the trials' train.log"
             )
-        finish(engine, best, config)
+        finish(place, best, config)
         again = None
         if settings.refit:
             again = open_refit(trials, best, settings, config, run.folder)
-            with Live(again, settings.refit, settings.jobs) as view:
-                Engine(again, slots, start_worker, most=settings.refit, view=view).run()
-    finally:
-        close(slots)
+            run_all(again, settings.refit)
     conclude(trials, best, again, run.folder, flags)
 
 
@@ -210,7 +206,7 @@ def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Con
     )
 
 
-def finish(engine: "Engine", best: "Row", config: Config) -> None:
+def finish(place: "Workplace", best: "Row", config: Config) -> None:
     """Put the best trial into use, with its report."""
     from mlops.checkpoint import BEST
     from mlops.train import put_into_use
@@ -219,7 +215,7 @@ def finish(engine: "Engine", best: "Row", config: Config) -> None:
     if not checkpoint.is_file():
         log.warning(f"trial {best.number}, the best, is in {best.folder} on {best.host}: that machine puts it into use")
         return
-    if failure := engine.report(checkpoint):
+    if failure := place.report(checkpoint):
         log.warning(f"{best.folder}: no report was written: {failure}")
     if config.promote:
         put_into_use(checkpoint, Path(config.paths.models) / "latest" / BEST)

@@ -151,7 +151,8 @@ def check_all(
     check_more: Callable[[dict[str, Any]], list[str]] = lambda _: [],
 ) -> list[str]:
     """All that is wrong with the configs that lists of overrides compose to, each problem once."""
-    compose, found = composer(ROOT, folders), []
+    compose = composer(ROOT, folders)
+    found: list[str] = []
     for overrides in variants:
         raw = compose([normalise(text, folders) for text in overrides])
         problems = [raw] if isinstance(raw, str) else schema.check(raw)
@@ -163,8 +164,14 @@ def check_all(
                     f"it; make them one: -o training.monitor={metric}"
                 )
             problems += check_more(raw)
-        found += [problem for problem in problems if problem not in found]
+        found += [problem for problem in problems if problem not in found and not _again(problem, found)]
     return found
+
+
+def _again(problem: str, found: Sequence[str]) -> bool:
+    """Whether a name that does not exist is known to be wrong already, with another value."""
+    name = problem.split("=", 1)[0]
+    return "no such" in problem and any(other.split("=", 1)[0] == name and "no such" in other for other in found)
 
 
 @contextlib.contextmanager

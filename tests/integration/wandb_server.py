@@ -6,11 +6,15 @@ method of its name to `Server`: it takes the variables and returns what stands u
 
 import base64
 import gzip
+import itertools
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+import yaml
 
 KEY = "k" * 40
 USER = {"id": "user", "entity": "team", "username": "person", "email": "", "flags": "{}", "teams": {"edges": []}}
@@ -61,6 +65,29 @@ class Artifact:
     committed: bool = False
 
 
+@dataclass
+class Sweep:
+    """A search over what `wandb sweep` has sent: a grid over lists of values, with the middle of each range."""
+
+    name: str
+    text: str
+    """The file, as it arrived: YAML."""
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each parameter is set to, by the id of the run."""
+    queue: list[str] = field(default_factory=list)
+    """The trials that wait for an agent."""
+
+    def __post_init__(self) -> None:
+        spaces: dict[str, dict[str, Any]] = yaml.safe_load(self.text)["parameters"]
+        choices = [
+            space.get("values") or [space["value"] if "value" in space else (space["min"] + space["max"]) / 2]
+            for space in spaces.values()
+        ]
+        for number, chosen in enumerate(itertools.product(*choices), start=1):
+            self.trials[f"{self.name}-trial{number}"] = dict(zip(spaces, chosen, strict=True))
+        self.queue += self.trials
+
+
 class Server:
     """A context; `url` is where it listens. A server that is stopped refuses connections and can be started again."""
 
@@ -68,6 +95,8 @@ class Server:
         self.key = KEY
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.sweeps: dict[str, Sweep] = {}
+        self.agents: dict[str, Sweep] = {}
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.received: list[bytes] = []
         """The body of every request, for what must never be sent."""
@@ -137,7 +166,10 @@ class Server:
         parts = path.split("?", maxsplit=1)[0].strip("/").split("/")
         if path == "/graphql":
             request = json.loads(body)
-            name, variables = request.get("operationName"), request.get("variables") or {}
+            # `wandb sweep` and `wandb agent` send none beside the query.
+            named = re.search(r"\b(?:query|mutation)\s+(\w+)", request["query"])
+            name = request.get("operationName") or (named and named[1])
+            variables = request.get("variables") or {}
             self.operations.append((name, variables))
             operation = getattr(self, name or "", None)
             if operation is None:
@@ -164,6 +196,9 @@ class Server:
         if sent.get("complete"):
             run.ended = True
             run.exit_codes.append(sent["exitcode"])
+            if run.state == "preempted":
+                for sweep in self.sweeps.values():
+                    sweep.queue += [name for name in sweep.trials if name == run.name]
 
     # GraphQL operations, by their names.
 
@@ -245,6 +280,34 @@ class Server:
 
     def MarkRunFilesUploaded(self, **_: Any) -> dict[str, Any]:  # noqa: N802
         return {"markRunFilesUploaded": {"success": True}}
+
+    def UpsertSweep(self, config: str, projectName: str, **_: Any) -> dict[str, Any]:  # noqa: N802, N803
+        sweep = Sweep(f"sweep{len(self.sweeps)}", config)
+        self.sweeps[sweep.name] = sweep
+        project = {"id": "p", "name": projectName, "entity": {"id": "e", "name": USER["entity"]}}
+        return {"upsertSweep": {"sweep": {"name": sweep.name, "project": project}, "configValidationWarnings": []}}
+
+    def SweepWithRuns(self, sweep: str, **_: Any) -> dict[str, Any]:  # noqa: N802
+        found = {"id": sweep, "name": sweep, "state": "RUNNING", "config": self.sweeps[sweep].text}
+        return {"project": {"sweep": found | {"runs": {"edges": []}}}}
+
+    def CreateAgent(self, sweep: str, **_: Any) -> dict[str, Any]:  # noqa: N802
+        key = f"agent{len(self.agents)}"
+        self.agents[key] = self.sweeps[sweep]
+        return {"createAgent": {"agent": {"id": key}}}
+
+    def Heartbeat(self, id: str, runState: str, **_: Any) -> dict[str, Any]:  # noqa: N802, N803, A002
+        """An agent that runs nothing gets one trial, or is sent home."""
+        sweep, commands = self.agents[id], list[dict[str, Any]]()
+        if not json.loads(runState):
+            command: dict[str, Any] = {"type": "exit"}
+            if sweep.queue:
+                name = sweep.queue.pop(0)
+                arguments = {key: {"value": value} for key, value in sweep.trials[name].items()}
+                program = yaml.safe_load(sweep.text)["program"]
+                command = {"type": "run", "run_id": name, "program": program, "args": arguments}
+            commands.append({"id": f"command{len(self.operations)}", **command})
+        return {"agentHeartbeat": {"agent": {"id": id}, "commands": json.dumps(commands)}}
 
 
 class _HTTP(ThreadingHTTPServer):

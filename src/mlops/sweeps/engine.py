@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from pathlib import Path
 from typing import Protocol
 
 from mlops import stopping
@@ -61,38 +63,13 @@ class View(Protocol):
 
 
 class Engine:
-    """Runs trials until there are enough, one in each slot.
+    """Runs trials until there are `most`, one in each slot of the workplace."""
 
-    Args:
-        slots: where; their workers outlive the engine, until `close`.
-        start_worker: makes the worker of a slot.
-        most: how many trials the sweep has at most.
-    """
-
-    def __init__(
-        self,
-        trials: Trials,
-        slots: Sequence[Slot],
-        start_worker: Callable[[int], Worker],
-        *,
-        most: int,
-        view: View,
-    ) -> None:
-        self._trials, self._slots, self._start, self._most, self._view = trials, slots, start_worker, most, view
+    def __init__(self, trials: Trials, place: "Workplace", *, most: int, view: View) -> None:
+        self._trials, self._place, self._most, self._view = trials, place, most, view
+        self._slots = place.slots
         self._failures: list[str] = []
         self._enough = False
-
-    def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
-        """What is wrong with these overrides, by the word of a worker."""
-        answer = self._ask_one("check", variants)
-        if not isinstance(answer, Checked):
-            raise MlopsError(f"the settings cannot be checked: {answer}")
-        return answer.problems
-
-    def report(self, checkpoint: object) -> str:
-        """Let a worker write the report of a trial. Returns why it did not."""
-        answer = self._ask_one("report", checkpoint)
-        return answer.failure if isinstance(answer, Reported) else str(answer)
 
     def run(self) -> None:
         """All trials, those of before first.
@@ -118,7 +95,7 @@ class Engine:
             if held is None:
                 return
             slot.take(held)
-            worker = self._worker(slot)
+            worker = self._place.worker(slot)
             worker.send("train", Job(held.number, held.overrides, held.folder))
 
     def _next(self) -> Held | None:
@@ -137,13 +114,6 @@ class Engine:
             if self._enough:
                 log.info(f"trial {best.number} has reached metric.target={space.target:g}: no new trials")
         return self._enough
-
-    def _worker(self, slot: Slot) -> Worker:
-        if slot.worker is None or not slot.worker.alive:
-            if slot.worker is not None:
-                slot.worker.close(0)
-            slot.worker = self._start(slot.number)
-        return slot.worker
 
     def _listen(self) -> None:
         """Hear what the workers say, for a moment."""
@@ -225,9 +195,55 @@ class Engine:
                 slot.worker.close(STOP_SECONDS)
                 slot.held = slot.worker = None
 
-    def _ask_one(self, *message: object) -> Message | str:
+
+@contextmanager
+def workplace(jobs: int, start: Callable[[int], Worker]) -> Iterator["Workplace"]:
+    """`jobs` slots, the first one with a worker that warms up already. At the end, trials that run are saved."""
+    place = Workplace([Slot(number) for number in range(jobs)], start)
+    try:
+        place.worker(place.slots[0])
+        yield place
+    finally:
+        place.close()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where trials are trained. `start` makes the worker of a slot."""
+
+    slots: Sequence[Slot]
+    start: Callable[[int], Worker]
+
+    def worker(self, slot: Slot) -> Worker:
+        """The worker of a slot, a new one where it has none or a dead one."""
+        if slot.worker is None or not slot.worker.alive:
+            if slot.worker is not None:
+                slot.worker.close(0)
+            slot.worker = self.start(slot.number)
+        return slot.worker
+
+    def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
+        """What is wrong with these overrides, by the word of a worker."""
+        answer = self._ask("check", variants)
+        return answer.problems if isinstance(answer, Checked) else [f"the settings cannot be checked: {answer}"]
+
+    def report(self, checkpoint: Path) -> str:
+        """Let a worker write the report of a trial. Returns why it did not."""
+        answer = self._ask("report", checkpoint)
+        return answer.failure if isinstance(answer, Reported) else str(answer)
+
+    def close(self) -> None:
+        """End the workers; those that train save first."""
+        workers = [slot.worker for slot in self.slots if slot.worker is not None]
+        for worker in workers:
+            worker.terminate()
+        end = time.monotonic() + STOP_SECONDS
+        for worker in workers:
+            worker.close(max(0.0, end - time.monotonic()))
+
+    def _ask(self, *message: object) -> Message | str:
         """The answer of a worker that is at nothing else; or how it ended."""
-        worker = self._worker(self._slots[0])
+        worker = self.worker(self.slots[0])
         worker.send(*message)
         while True:
             stopping.check()
@@ -236,13 +252,3 @@ class Engine:
                 if isinstance(answer, Ended):
                     return answer.failure
                 return answer if answer is not None else worker.obituary()
-
-
-def close(slots: Sequence[Slot]) -> None:
-    """End the workers; those that train save first."""
-    workers = [slot.worker for slot in slots if slot.worker is not None]
-    for worker in workers:
-        worker.terminate()
-    end = time.monotonic() + STOP_SECONDS
-    for worker in workers:
-        worker.close(max(0.0, end - time.monotonic()))

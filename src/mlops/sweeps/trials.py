@@ -308,10 +308,11 @@ def open_trials(
             load_if_exists=True,
         )
 
-    study = patiently(connect, label)
+    # At once: a wrong address, or a database that is not there, is for the person who has just started this.
+    study = patiently(connect, label, pauses=())
     wanted = space.identity() | {"shared": list(shared), "seed": seed}
     known = patiently(lambda: study.user_attrs.get("sweep"), label)
-    if known is None:
+    if known is None or not patiently(lambda: study.get_trials(deepcopy=False), label):
         patiently(lambda: study.set_user_attr("sweep", wanted), label)
     elif differences := [key for key in wanted if known.get(key) != wanted[key]]:
         raise MlopsError(
@@ -330,13 +331,13 @@ def open_trials(
     )
 
 
-def patiently(call: Callable[[], T], label: str) -> T:
-    """What `call` returns, tried again while the database is away for a moment.
+def patiently(call: Callable[[], T], label: str, pauses: Sequence[float] = PATIENCE) -> T:
+    """What `call` returns, tried again after each of `pauses` (seconds) while the database is away for a moment.
 
     Raises:
         MlopsError: it is away for longer, locked, damaged, or no database at all.
     """
-    for pause in (*PATIENCE, None):
+    for pause in (*pauses, None):
         try:
             return call()
         except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError, RuntimeError) as error:
