@@ -44,6 +44,9 @@ END_TIMEOUT = 30.0
 FLUSH_INTERVAL = 1.0
 # The word that a run is preempted is one small record, and a run that is being stopped has more to do.
 PREEMPT_TIMEOUT = 2.0
+STOPPED = """query RunStopped($entity: String, $project: String, $name: String!) {
+  project(entityName: $entity, name: $project) { run(name: $name) { stopped } }
+}"""
 # And so long after SIGTERM: a cluster kills what is still there after 30 s, and there is more to do than this.
 STOP_TIMEOUT = 10.0
 
@@ -182,10 +185,30 @@ class Tracker:
     def mark_preempting(self) -> None:
         """Tell a sweep that this trial is stopped by its machine: when it then fails, the sweep starts it again.
 
-        To be called when SIGTERM arrives; does nothing outside a sweep or offline. It takes at most a few seconds.
+        To be called when SIGTERM arrives; does nothing outside a sweep or offline, nor where it is the sweep that stops
+        the trial (`early_terminate`), which then is over. It takes at most a few seconds.
         """
         if "WANDB_SWEEP_ID" in os.environ and self._run is not None and not self._run.offline:
+            if self._stopped_by_sweep():
+                log.info("the sweep has stopped this trial")
+                return
             self._try("that it is preempted", lambda run: run.mark_preempting(), PREEMPT_TIMEOUT)
+
+    def _stopped_by_sweep(self) -> bool:
+        """Whether the server says that this run is stopped: asked at once, for W&B's own process hears it later."""
+
+        def ask() -> bool:
+            from wandb.apis.public.service_api import ServiceApi
+
+            answer: Any = ServiceApi(self._run.settings, timeout=PREEMPT_TIMEOUT).execute_graphql(
+                STOPPED, {"entity": self._run.entity, "project": self._run.project, "name": self._run.id}
+            )
+            return bool(answer["project"]["run"]["stopped"])
+
+        try:
+            return within(PREEMPT_TIMEOUT, ask)
+        except Exception:  # no answer: a trial that runs once more is better than one that is lost
+            return False
 
     def _cut_back(self) -> None:
         """Let `metrics.jsonl` hold the history alone: a killed run was further on, or in the middle of a line."""

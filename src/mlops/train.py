@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -210,7 +211,8 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
 
         def save_if_asked_to_stop() -> None:
             if stopping.heard():
-                tracker.mark_preempting()
+                if stopping.heard() == signal.SIGTERM:
+                    tracker.mark_preempting()
                 saves.save_last()
                 stopping.check()
 

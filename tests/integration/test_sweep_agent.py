@@ -222,3 +222,21 @@ def test_a_trial_that_is_preempted_and_started_again_on_its_machine_goes_on_wher
     assert len(left["epoch_digests"]) == 4
     assert left["epoch_digests"] == right["epoch_digests"]
     assert left["weights_digest"] == right["weights_digest"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_its_sweep_has_stopped_early_is_over_and_not_started_again(
+    server: Server, workplace: Path, start: Callable[..., Started]
+):
+    words = ("data=digits", "data.image_size=8", "model.width=8", "training.epochs=1000", "training.threads=1")
+    path = upload(write_sweep(workplace / "one.yaml", {"training.batch_size": [8]}, *words), start)
+    agent = start("wandb", "agent", path)
+    agent.wait_for(lambda: any(run.history for run in server.runs.values()))
+    run = the_run(server)
+    server.stopped.add(run.name)
+    agent.finish()
+    assert run.state == "failed"
+    assert server.sweeps[path.removeprefix("team/swept/")].queue == []
+    assert len(run.exit_codes) == 1
+    (last,) = workplace.glob("outputs/*/*/last.pth")
+    assert checkpoint.read_metadata(last)["epoch"] >= 1

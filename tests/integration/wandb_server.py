@@ -100,6 +100,8 @@ class Server:
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.received: list[bytes] = []
         """The body of every request, for what must never be sent."""
+        self.stopped: set[str] = set()
+        """Runs that their sweep has stopped: they and their agents are told so."""
         self.port = 0
         self._lock = threading.Lock()
         self._answering = threading.Event()
@@ -183,6 +185,7 @@ class Server:
             self.artifacts[parts[1]].manifest = json.loads(body)
         elif parts[-1] == "file_stream":  # files/<entity>/<project>/<run>/file_stream
             self._stream(self.runs[parts[-2]], json.loads(body))
+            return {"stopped": parts[-2] in self.stopped}
         return {}
 
     def _stream(self, run: Run, sent: dict[str, Any]) -> None:
@@ -296,6 +299,9 @@ class Server:
         self.agents[key] = self.sweeps[sweep]
         return {"createAgent": {"agent": {"id": key}}}
 
+    def RunStopped(self, name: str, **_: Any) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"run": {"stopped": name in self.stopped}}}
+
     def Heartbeat(self, id: str, runState: str, **_: Any) -> dict[str, Any]:  # noqa: N802, N803, A002
         """An agent that runs nothing gets one trial, or is sent home."""
         sweep, commands = self.agents[id], list[dict[str, Any]]()
@@ -307,6 +313,8 @@ class Server:
                 program = yaml.safe_load(sweep.text)["program"]
                 command = {"type": "run", "run_id": name, "program": program, "args": arguments}
             commands.append({"id": f"command{len(self.operations)}", **command})
+        for name in self.stopped.intersection(json.loads(runState)):
+            commands.append({"id": f"command{len(self.operations)}", "type": "stop", "run_id": name})
         return {"agentHeartbeat": {"agent": {"id": id}, "commands": json.dumps(commands)}}
 
 
