@@ -349,7 +349,8 @@ def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[s
                 return _plain(hydra.compose(name, overrides=overrides))
         except MlopsError as error:
             return one_line(error)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        # Hydra's own ValueError: a group that is set to something else than a name.
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             return one_line(error.__cause__ or error)
         finally:
             # Of a job that Hydra runs meanwhile, such as a sweep.

@@ -9,6 +9,7 @@ import yaml
 from mlops.errors import MlopsError, one_line
 
 MOST_LETTERS = 1_000_000
+DEEPEST = 50
 
 
 class Exponent(float):
@@ -46,7 +47,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_implicit_resolver(
-    "!exponent", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"), list("-+.0123456789")
+    "!exponent", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 _Loader.add_constructor("!exponent", _exponent)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -63,6 +64,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _check_events(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.events.AliasEvent):
+            raise MlopsError(f"{path}: has YAML aliases (*name); write values out")
+        depth += isinstance(event, yaml.events.CollectionStartEvent)
+        depth -= isinstance(event, yaml.events.CollectionEndEvent)
+        # Each level costs PyYAML more than the one before.
+        if depth > DEEPEST:
+            raise MlopsError(f"{path}: is nested more than {DEEPEST} levels deep; that is no sweep file")
+
+
 def load(path: Path) -> dict[str, Any]:
     """The map in a YAML file.
 
@@ -74,8 +87,7 @@ def load(path: Path) -> dict[str, Any]:
             text = file.read(MOST_LETTERS + 1)
         if len(text) > MOST_LETTERS:
             raise MlopsError(f"{path}: has more than {MOST_LETTERS:,} letters; that is no sweep file")
-        if any(isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, _Loader)):
-            raise MlopsError(f"{path}: has YAML aliases (*name); write values out")
+        _check_events(path, text)
         raw = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise MlopsError(f"{path}: cannot be read: {error.strerror}; name a sweep file") from error

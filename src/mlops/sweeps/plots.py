@@ -88,12 +88,13 @@ def _distribution(kind: Parameter, rows: Sequence[Row], name: str) -> BaseDistri
             return CategoricalDistribution([_value(kind, value) for value in values])
         case _:
             tried = [row.values[name] for row in rows]
-            return FloatDistribution(min(tried), max(tried))
+            return FloatDistribution(min(tried, default=0.0), max(tried, default=0.0))
 
 
 def _value(kind: Parameter, value: Any) -> Any:
     if isinstance(kind, Choice) and not all(type(each) in (int, float) for each in kind.values):
-        return number(value)
+        # Between two of them, matplotlib would read a formula.
+        return number(value).replace("$", r"\$")
     return value
 
 
@@ -113,6 +114,8 @@ def _figure(draw: Callable[[], Any], caption: str, size: tuple[float, float] = (
             drawn = draw()
             first: Axes = drawn.flat[0] if hasattr(drawn, "flat") else drawn
             figure = cast("Figure", first.get_figure())
+            if not any(axes.has_data() for axes in figure.axes):
+                return ""
             figure.set_size_inches(*size)
             _restyle(figure)
             return page.figure(figure, caption)

@@ -6,7 +6,9 @@ machine alone.
 
 import importlib.util
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +21,8 @@ from mlops.sweeps.space import EarlyStop, Method, Space
 from mlops.sweeps.values import to_agent, to_override
 
 MOST_VALUES = 10_000
+# More are not told apart.
+MOST_STEPS = 1e12
 
 # What has no counterpart in the local engine, although W&B knows it.
 _OTHER_DISTRIBUTIONS = frozenset(
@@ -40,6 +44,10 @@ _DESCRIPTIVE = ("name", "description", "project", "entity")
 _KNOWN = ("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap", *_DESCRIPTIVE)
 # What W&B accepts as a parameter's name.
 _AGENTS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# A key, or a group, as Hydra's overrides name one: no sign before it, no package after it.
+_NAME = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+# They say how a run is started, and a trial is started by the sweep.
+_NOT_SEARCHED = ("hydra", "resume", "sweep", "engine")
 _PROGRAMS = ("mlops.train", "src.mlops.train")
 
 
@@ -73,7 +81,11 @@ class _Reader:
         self._program()
         method = self._one_of(self.raw, "method", get_args(Method))
         metric, maximize, target = self._metric()
-        parameters = dict(self._parameters(self.raw.get("parameters"), ""))
+        parameters: dict[str, Parameter] = {}
+        for name, kind in self._parameters(self.raw.get("parameters"), ""):
+            if name in parameters:
+                self.wrong(f"parameters.{name}: stands twice, once in a nest; leave one out")
+            parameters[name] = kind
         if not parameters and not self.problems:
             self.wrong("parameters: is missing; name what to search: training.optimizer.lr: {min: 0.001, max: 0.1}")
         if method == "grid":
@@ -105,7 +117,7 @@ class _Reader:
             return
         if program not in _PROGRAMS:
             ours, asked = importlib.util.find_spec("mlops.train"), Path(program)
-            if not asked.is_file():
+            if not os.path.isfile(program):  # noqa: PTH113 - pathlib's raises for a name that is too long
                 self.wrong(f"program={program}: does not exist; it is mlops.train")
             elif ours is None or ours.origin is None or not asked.samefile(ours.origin):
                 self.wrong(f"program={program}: is another program; trials are runs of mlops.train")
@@ -166,12 +178,18 @@ class _Reader:
                 yield from self._parameters(body["parameters"], f"{name}.")
             elif self.agents and not _AGENTS_NAME.fullmatch(name):
                 self.wrong(f"parameters.{name}: W&B takes letters, digits, dots, hyphens and underscores only")
+            elif not self.agents and not _NAME.fullmatch(name):
+                self.wrong(f"parameters.{name}: is no name of a config key or a group, such as training.optimizer.lr")
+            elif name.partition(".")[0] in _NOT_SEARCHED:
+                self.wrong(f"parameters.{name}: is how a run is started, which no trial may change; leave it out")
             elif (kind := self._parameter(body, f"parameters.{name}", name)) is not None:
                 yield name, kind
 
     def _parameter(self, body: Mapping[str, Any], where: str, name: str) -> Parameter | None:
         before = len(self.problems)
         distribution = body.get("distribution", _distribution_of(body))
+        if not isinstance(distribution, str | None):
+            distribution = shown(distribution)  # a list or a map cannot be looked up
         if distribution in _OTHER_DISTRIBUTIONS:
             self.wrong(f"{where}.distribution={distribution}: is W&B's alone; here there are {', '.join(_KEYS_OF)}")
             return None
@@ -206,7 +224,7 @@ class _Reader:
         if len(self.problems) > before:
             return None
         texts = [to_override(name, value) for value in found]
-        for text in sorted({text for text in texts if texts.count(text) > 1}):
+        for text in sorted(text for text, count in Counter(texts).items() if count > 1):
             self.wrong(f"{where}.values: has {text} more than once")
         probabilities = body.get("probabilities")
         if probabilities is None:
@@ -231,8 +249,12 @@ class _Reader:
             self.wrong(f"{where}: min={shown(low)} must be below max={shown(high)}")
         if distribution == "log_uniform_values" and low <= 0:
             self.wrong(f"{where}.min={shown(low)}: must be above 0, for its logarithm is taken")
+        if not math.isfinite(float(high) - float(low)):
+            self.wrong(f"{where}: min={shown(low)} to max={shown(high)} is wider than a number can be")
         if step <= 0:
             self.wrong(f"{where}.q={shown(step)}: must be above 0")
+        elif distribution == "q_uniform" and max(abs(low), abs(high)) / step > MOST_STEPS:
+            self.wrong(f"{where}.q={shown(step)}: is too small beside min={shown(low)} and max={shown(high)}")
         if distribution == "int_uniform":
             if not isinstance(low, int) or not isinstance(high, int):
                 self.wrong(f"{where}: min={shown(low)} and max={shown(high)} must be integers for int_uniform")
@@ -244,6 +266,10 @@ class _Reader:
 
     def _value(self, name: str, value: Any, where: str) -> Any:
         found = plain(value)
+        if self.agents and isinstance(value, list | dict) and (texts := list(_exponents(value))):
+            said, meant = texts[0].text, texts[0].as_yaml_1_1()
+            self.wrong(f"{where}: has {said} in a list, text to W&B, which reads YAML 1.1; write {meant}")
+            return found
         try:
             to_override(name, found)
             if self.agents:
@@ -257,7 +283,7 @@ class _Reader:
         value = node[key]
         if isinstance(value, Exponent) and self.agents:
             self.wrong(f"{where}{key}={value.text}: is text to W&B, which reads YAML 1.1; write {value.as_yaml_1_1()}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             self.wrong(f"{where}{key}={shown(value)}: must be a number")
             return math.nan
         return plain(value)
@@ -300,9 +326,9 @@ class _Reader:
             return None
         if "min_iter" in numbers:
             return EarlyStop(numbers["min_iter"], numbers["eta"])
-        rungs = numbers["s"]
-        while rungs and numbers["max_iter"] < numbers["eta"] ** rungs:
-            rungs -= 1
+        rungs = 0
+        while rungs < numbers["s"] and numbers["eta"] ** (rungs + 1) <= numbers["max_iter"]:
+            rungs += 1
         if not rungs:
             self.wrong(
                 f"early_terminate.max_iter={numbers['max_iter']}: leaves no epoch to compare after; raise it, or lower "
@@ -310,6 +336,23 @@ class _Reader:
             )
             return None
         return EarlyStop(numbers["max_iter"] // numbers["eta"] ** rungs, numbers["eta"], rungs)
+
+
+def _exponents(value: Any) -> Iterator[Exponent]:
+    """Those in a value, at any depth."""
+    if isinstance(value, Exponent):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _exponents(item)
+
+
+def _finite(number: float) -> bool:
+    """Also as a float, which 10**400 is not."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _distribution_of(body: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,7 @@ def _distribution(name: str, kind: Parameter) -> BaseDistribution:
     match kind:
         # As text, for to Optuna 1 and true are one choice, and a list is none.
         case Choice(values, None):
-            return CategoricalDistribution([to_override(name, value) for value in values])
+            return CategoricalDistribution(_texts(name, values))
         case Choice():
             return FloatDistribution(0, 1)
         case Integers(low, high):
@@ -53,6 +53,17 @@ def _distribution(name: str, kind: Parameter) -> BaseDistribution:
             raise TypeError(f"{name} is fixed")
 
 
+# Each spelling is tried with Hydra's parser, and a table of trials asks for all of them again.
+_KNOWN: dict[tuple[str, int], tuple[tuple[Any, ...], list[str]]] = {}
+
+
+def _texts(name: str, values: tuple[Any, ...]) -> list[str]:
+    known = _KNOWN.get((name, id(values)))
+    if known is None:
+        known = _KNOWN[name, id(values)] = (values, [to_override(name, value) for value in values])
+    return known[1]
+
+
 def values_of(space: Space, drawn: Mapping[str, Any], number: int) -> dict[str, Any]:
     """The values that trial `number` tries, of what was drawn for it."""
     if space.method == "grid":
@@ -63,7 +74,7 @@ def values_of(space: Space, drawn: Mapping[str, Any], number: int) -> dict[str, 
 def _value(name: str, kind: Parameter, drawn: Any) -> Any:
     match kind:
         case Choice(values, None):
-            return next(value for value in values if to_override(name, value) == drawn)
+            return dict(zip(_texts(name, values), values, strict=True))[drawn]
         case Choice() | Steps():
             return kind.at(drawn)
         case _:

@@ -17,7 +17,7 @@ def to_override(name: str, value: Any) -> str:
     """`name=value` in Hydra's grammar, which composes to exactly `value`: null, booleans, numbers, text, lists, maps.
 
     Raises:
-        MlopsError: there are no such words, for instance because the value is infinite or a map has a key with blanks.
+        MlopsError: there are no such words, for instance because the value is NaN or a map has a key with blanks.
     """
     for text in _spellings(value):
         if _reads_as(text, value):
@@ -78,13 +78,15 @@ def _quoted(text: str) -> str:
 def _reads_as(text: str, value: Any) -> bool:
     """Whether `key=text` composes to `value`, types included."""
     try:
+        # Half a surrogate pair, which YAML can write and no file can hold.
+        text.encode()
         override = OverridesParser.create().parse_override(f"key={text}")
         if override.type != OverrideType.CHANGE or override.is_sweep_override():
             return False
         config = OmegaConf.create({})
-        # What Hydra does with it, interpolations included.
+        # What a trial does with it: interpolations are resolved, and ??? is a missing value.
         OmegaConf.update(config, "key", override.value(), merge=True, force_add=True)
-        found = OmegaConf.to_container(config, resolve=True)
+        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         return False
     return isinstance(found, dict) and same(found["key"], value)
