@@ -26,7 +26,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -157,6 +157,12 @@ def _job(
             for problem in error.problems:
                 log.error(problem)
             raise SystemExit(2) from None
+        except Exception as error:
+            if name != "sweep" or (isinstance(error, OSError) and users_to_mend(error) is not None):
+                raise
+            # Hydra would print all overrides, and with them the database's password.
+            log.exception(one_line(error))
+            raise SystemExit(1) from None
 
     # Hydra names the log file and the job after the module of the function it is given.
     job.__module__ = f"mlops.{name}"
@@ -386,8 +392,11 @@ def _take_literally(text: str) -> str:
     if not equals or name.lstrip("+") not in _TEXT_KEYS:
         return text
     try:
-        OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(text)
     except HydraException:
+        return f"{name}={_quote(value)}"
+    # A password with a comma or brackets is no list, and no message shows it as one.
+    if name.lstrip("+") == "sweep.storage" and not isinstance(override.value(), str | QuotedString | None):
         return f"{name}={_quote(value)}"
     return text
 

@@ -56,7 +56,7 @@ def sweep(config: Config, run: "Run") -> None:
 
     # A worker warms up while the settings are checked here; what only the network's code knows, it checks.
     with workplace(settings.jobs, start_worker) as place:
-        if problems := check_all(variants, folders, space.metric) or place.check(variants):
+        if problems := check_all(variants, folders, space.metric):
             raise MlopsError([f"{space.path}: {problem}" for problem in problems])
         trials = open_trials(
             space,
@@ -69,6 +69,8 @@ def sweep(config: Config, run: "Run") -> None:
             lost_after=settings.lost_after,
             new_folder=partial(new_folder, Path(config.paths.outputs)),
         )
+        if problems := place.check(variants):
+            raise MlopsError([f"{space.path}: {problem}" for problem in problems])
         log.info(
             f"sweep {settings.name}: {most:,} trials of {space.path} by {space.method}, {settings.jobs} at a time, in "
             f"{trials.label}"
@@ -191,10 +193,9 @@ def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Con
     from mlops.sweeps.refit import refit_space
     from mlops.sweeps.trials import open_trials
 
-    seeds = [config.seed + offset for offset in range(1, settings.refit + 1)]
-    log.info(f"training trial {best.number} again with {len(seeds)} other seeds (sweep.refit)")
+    log.info(f"training trial {best.number} again with {settings.refit} other seeds (sweep.refit)")
     return open_trials(
-        refit_space(trials.space, seeds),
+        refit_space(trials.space, config.seed + 1),
         name=f"{settings.name}-refit-{best.number}",
         folder=folder,
         storage=settings.storage,

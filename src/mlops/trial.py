@@ -112,9 +112,10 @@ class TrialTrainer:
                 raise MlopsError(composed)
             raw = composed
             (folder / ".hydra").mkdir(exist_ok=True)
-            resume.write_composed(folder, raw, overrides, sweep=True)
             write_text(folder / ".hydra" / "overrides.yaml", _as_yaml(list(job.overrides)))
             write_text(folder / ".hydra" / "config.yaml", _as_yaml(raw))
+            # Last: with this the run can go on.
+            resume.write_composed(folder, raw, overrides, sweep=True)
         from mlops.train import check_targets
 
         if not resumed and (problems := schema.check(raw) + check_targets(raw, self.allowed)):

@@ -243,12 +243,15 @@ class Workplace:
 
     def _ask(self, *message: object) -> Message | str:
         """The answer of a worker that is at nothing else; or how it ended."""
-        worker = self.worker(self.slots[0])
+        slot = self.slots[0]
+        worker = self.worker(slot)
         worker.send(*message)
-        while True:
+        while not connection.wait([worker.connection], timeout=TICK):
             stopping.check()
-            if connection.wait([worker.connection], timeout=TICK):
-                answer = worker.receive()
-                if isinstance(answer, Ended):
-                    return answer.failure
-                return answer if answer is not None else worker.obituary()
+        answer = worker.receive()
+        if answer is not None and not isinstance(answer, Ended):
+            return answer
+        failure = worker.obituary() if answer is None else answer.failure
+        worker.close(STOP_SECONDS)
+        slot.worker = None
+        return failure

@@ -50,7 +50,7 @@ class Live:
         self._slots = [slot for slot in slots if slot.held is not None]
         if self._display is None and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            log.info(f"{self._summary()}; {'; '.join(map(_slot_line, self._slots))}")
+            log.info("; ".join([self._summary(), *map(_slot_line, self._slots)]))
 
     def ended(self, row: Row) -> None:
         """A line that stays for every trial that is over."""

@@ -210,6 +210,10 @@ def _answer(trainer: Trainer, connection: Connection, kind: str, arguments: Sequ
 
     def ask(message: Epoch) -> bool:
         connection.send(message)
+        while not connection.poll(0.2):
+            if stopping.heard() is not None:
+                # A sweep that stops answers nobody; the trial is saved, and goes on from here.
+                return False
         return bool(connection.recv()[1])
 
     return trainer.train(arguments[0], connection.send, ask)

@@ -5,9 +5,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlops.sweeps.parameters import Choice
+from mlops.sweeps.parameters import Integers
 from mlops.sweeps.space import Space
 from mlops.sweeps.trials import Row
+
+MOST = 1000  # of sweep.refit
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Refitted:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def refit_space(space: Space, seeds: Sequence[int]) -> Space:
-    """A sweep over the seed alone, in which every trial runs to its end."""
+def refit_space(space: Space, first: int) -> Space:
+    """A sweep over the seed alone, from `first` on, in which every trial runs to its end; more may follow later."""
+    seeds = Integers(first, first + MOST - 1)
     return dataclasses.replace(
-        space, method="grid", parameters={"seed": Choice(tuple(seeds))}, early_stop=None, target=None, run_cap=None
+        space, method="grid", parameters={"seed": seeds}, early_stop=None, target=None, run_cap=None
     )
 
 

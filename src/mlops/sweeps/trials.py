@@ -42,7 +42,7 @@ NAMELESS = 60.0
 SQLITE_WAIT = 15.0
 
 OWNER, HOST, FOLDER, ALIVE, OVERRIDES = "owner", "host", "folder", "alive", "overrides"
-METRICS, FAILURE, SECONDS, EPOCHS, SURPLUS = "metrics", "failure", "seconds", "epochs", "surplus"
+METRICS, FAILURE, SECONDS, EPOCHS, ENDS = "metrics", "failure", "seconds", "epochs", "ends"
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,8 @@ class Trials:
                 return None
             trial = self.study.ask(self._drawn_from)
             if trial.number >= most:
-                # Another machine asked at the same moment.
-                trial.set_user_attr(SURPLUS, True)
-                self.study.tell(trial, state=TrialState.FAIL)
+                # Another machine asked at the same moment. It waits for a sweep that is made longer.
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
                 return None
             self._claim(trial)
             return self._held(trial)
@@ -141,7 +140,7 @@ class Trials:
                     self._claim(trial)
                     if not self._private:
                         time.sleep(SETTLE)
-                    if trial.user_attrs.get(OWNER) != self._owner:
+                    if self._owner_of(trial) != self._owner:
                         continue
                     host = found.user_attrs.get(HOST, "its machine")
                     log.warning(
@@ -156,7 +155,7 @@ class Trials:
         """Say that a trial is being run. Returns whether it is still ours."""
 
         def say() -> bool:
-            if held.trial.user_attrs.get(OWNER) != self._owner:
+            if self._owner_of(held.trial) != self._owner:
                 return False
             held.trial.set_user_attr(ALIVE, time.time())
             return True
@@ -170,15 +169,23 @@ class Trials:
         """Note the best value of a trial so far. Returns whether it is not worth going on, which the last epoch is."""
 
         def note() -> bool:
-            known = self._storage.get_trial(held.trial._trial_id).intermediate_values
-            if epoch not in known:
+            known = self._storage.get_trial(held.trial._trial_id)
+            if epoch not in known.intermediate_values:
                 held.trial.report(best, epoch)
-            return not last and held.trial.should_prune()
+            if last or ENDS in known.user_attrs:
+                return not last
+            # Optuna counts how often it was asked: whoever is killed before the trial has ended must not ask again.
+            if ends := held.trial.should_prune():
+                held.trial.set_user_attr(ENDS, True)
+            return bool(ends)
 
         return self._patiently(note)
 
     def complete(self, held: Held, value: float, **told: Any) -> None:
         """A trial has ended, and this is what it is worth."""
+        if math.isnan(value):
+            self.fail(held, **told, **{FAILURE: f"{self.space.metric} is not a number"})
+            return
         self._tell(held, TrialState.COMPLETE, value, told)
 
     def stop(self, held: Held, **told: Any) -> None:
@@ -230,9 +237,15 @@ class Trials:
 
     def _all(self) -> list[FrozenTrial]:
         found = self.study.get_trials(deepcopy=False)
-        return [trial for trial in found if SURPLUS not in trial.user_attrs]
+        return [trial for trial in found if trial.state != TrialState.WAITING]
+
+    def _owner_of(self, trial: Trial) -> str | None:
+        """As the database has it now: a Trial of Optuna's remembers its attributes."""
+        owner: str | None = self._storage.get_trial(trial._trial_id).user_attrs.get(OWNER)
+        return owner
 
     def _claim(self, trial: Trial) -> None:
+        trial.set_user_attr(HOST, socket.gethostname())
         trial.set_user_attr(ALIVE, time.time())
         trial.set_user_attr(OWNER, self._owner)
 
@@ -242,7 +255,6 @@ class Trials:
         known = trial.user_attrs
         if FOLDER not in known:
             known = {
-                HOST: socket.gethostname(),
                 OVERRIDES: [*self._shared, *self.space.overrides(values)],
                 FOLDER: str(self._new_folder(trial.number)),
             }
@@ -309,7 +321,7 @@ def open_trials(
         )
 
     # At once: a wrong address, or a database that is not there, is for the person who has just started this.
-    study = patiently(connect, label, pauses=())
+    study = patiently(lambda: _together(connect), label, pauses=())
     wanted = space.identity() | {"shared": list(shared), "seed": seed}
     known = patiently(lambda: study.user_attrs.get("sweep"), label)
     if known is None or not patiently(lambda: study.get_trials(deepcopy=False), label):
@@ -331,6 +343,19 @@ def open_trials(
     )
 
 
+def _together(connect: Callable[[], T]) -> T:
+    """`connect`, again where another machine has made the tables of a new database at the same moment."""
+    for pause in (0.5, 1.0, 2.0):
+        try:
+            return connect()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+            if not any(word in str(cause).lower() for word in ("already exists", "duplicate key", "unique constraint")):
+                raise
+        time.sleep(pause)
+    return connect()
+
+
 def patiently(call: Callable[[], T], label: str, pauses: Sequence[float] = PATIENCE) -> T:
     """What `call` returns, tried again after each of `pauses` (seconds) while the database is away for a moment.
 
@@ -340,7 +365,9 @@ def patiently(call: Callable[[], T], label: str, pauses: Sequence[float] = PATIE
     for pause in (*pauses, None):
         try:
             return call()
-        except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError, RuntimeError) as error:
+        except UpdateFinishedTrialError:  # to Python a RuntimeError, and to us an answer
+            raise
+        except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
             cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
             away = isinstance(cause, OperationalError) and "locked" not in str(cause.orig)
             if pause is None or not away or (isinstance(cause, DBAPIError) and _for_good(cause)):
@@ -358,7 +385,9 @@ def _for_good(error: DBAPIError) -> bool:
 
 def _refusal(error: BaseException, label: str) -> MlopsError:
     said = _said(error)
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
+        # Optuna has one of its own around it.
+        error = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         driver = {"psycopg": "'psycopg[binary]'"}.get(error.name or "", error.name)
         return MlopsError(f"{label}: needs the package {error.name}; install it: uv pip install {driver}")
     if "locked" in said:
