@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from mlops.errors import MlopsError
 
 if TYPE_CHECKING:
     from mlops.entrypoint import Run
-    from mlops.sweeps.engine import Workplace
     from mlops.sweeps.space import Space
+    from mlops.sweeps.summary import Summary
     from mlops.sweeps.trials import Row, Trials
     from mlops.trial import TrialTrainer
 
@@ -28,11 +29,13 @@ log = logging.getLogger(__name__)
 
 def sweep(config: Config, run: "Run") -> None:
     """Read the file, check what it composes to, run the trials, put the best into use, and write the page."""
+    from mlops.checkpoint import BEST
     from mlops.sweeps.engine import Engine, workplace
     from mlops.sweeps.live import Live
     from mlops.sweeps.pool import Worker
     from mlops.sweeps.reader import read
     from mlops.sweeps.trials import open_trials
+    from mlops.train import put_into_use
     from mlops.trial import TrialTrainer, check_all
 
     settings = schema.load_sweep(run.own)
@@ -82,12 +85,19 @@ def sweep(config: Config, run: "Run") -> None:
                 f"{trials.label}: no trial of the sweep {settings.name} is complete; what went wrong is in "
                 f"{run.folder / 'sweep.log'} and in the trials' train.log"
             )
-        finish(place, best, config)
+        checkpoint = best.folder / BEST
+        if config.promote and checkpoint.is_file():
+            put_into_use(checkpoint, Path(config.paths.models) / "latest" / BEST)
         again = None
         if settings.refit:
             again = open_refit(trials, best, settings, config, run.folder)
             run_all(again, settings.refit)
-    conclude(trials, best, again, run.folder, flags)
+        with place.reporting(checkpoint) if checkpoint.is_file() else nullcontext():
+            summary = summarise(trials, best, again, flags)
+            page = summary.write(run.folder)
+    summary.show(page)
+    if not checkpoint.is_file():
+        log.warning(f"trial {best.number}, the best, is in {best.folder} on {best.host}: that machine puts it into use")
 
 
 def split_overrides(words: Sequence[str]) -> tuple[tuple[str, ...], list[Path], list[str]]:
@@ -207,31 +217,15 @@ def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Con
     )
 
 
-def finish(place: "Workplace", best: "Row", config: Config) -> None:
-    """Put the best trial into use, with its report."""
-    from mlops.checkpoint import BEST
-    from mlops.train import put_into_use
-
-    checkpoint = best.folder / BEST
-    if not checkpoint.is_file():
-        log.warning(f"trial {best.number}, the best, is in {best.folder} on {best.host}: that machine puts it into use")
-        return
-    if failure := place.report(checkpoint):
-        log.warning(f"{best.folder}: no report was written: {failure}")
-    if config.promote:
-        put_into_use(checkpoint, Path(config.paths.models) / "latest" / BEST)
-
-
-def conclude(trials: "Trials", best: "Row", again: "Trials | None", folder: Path, flags: Sequence[str]) -> None:
-    """Write the page, and show where everything is."""
-    from mlops.sweeps.refit import summarise
+def summarise(trials: "Trials", best: "Row", again: "Trials | None", flags: Sequence[str]) -> "Summary":
+    """All that there is to say about the sweep."""
+    from mlops.sweeps.refit import refitted
     from mlops.sweeps.summary import Summary
     from mlops.tables import to_copy
 
     command = to_copy("python", "-m", "mlops.train", *flags, *best.overrides)
-    refitted = summarise(again.rows(), trials.space.metric) if again else None
-    summary = Summary(trials.study.study_name, trials.space, trials.rows(), best, refitted, command)
-    summary.show(summary.write(folder))
+    seeds = refitted(again.rows(), trials.space.metric) if again else None
+    return Summary(trials.study.study_name, trials.space, trials.rows(), best, seeds, command)
 
 
 def check_sweep(raw: dict[str, Any], _allowed: frozenset[str]) -> list[str]:

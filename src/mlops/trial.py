@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # The process that a killed sweep has left behind saves its trial, and then lets go of the folder.
 PATIENCE = 60.0
+# What `mlops.train` imports when it is needed, and what takes long.
+WARM = ("torchvision", "torchmetrics.classification", "wandb", "sklearn.datasets")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -46,6 +48,14 @@ class TrialTrainer:
     metric: str
     group: str
     _prepared: dict[tuple[str, str], "Prepared"] = field(default_factory=dict)
+
+    def warm_up(self) -> None:
+        """Import what is else imported by the first trial, while the sweep looks at its settings."""
+        import importlib
+
+        for name in WARM:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
     def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
         """All that is wrong with these lists of overrides; what their targets take included."""

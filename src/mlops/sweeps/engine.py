@@ -224,13 +224,19 @@ class Workplace:
 
     def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
         """What is wrong with these overrides, by the word of a worker."""
-        answer = self._ask("check", variants)
+        self._begin("check", variants)
+        answer = self._hear()
         return answer.problems if isinstance(answer, Checked) else [f"the settings cannot be checked: {answer}"]
 
-    def report(self, checkpoint: Path) -> str:
-        """Let a worker write the report of a trial. Returns why it did not."""
-        answer = self._ask("report", checkpoint)
-        return answer.failure if isinstance(answer, Reported) else str(answer)
+    @contextmanager
+    def reporting(self, checkpoint: Path) -> Iterator[None]:
+        """Let a worker write the report of a trial, while something else is done here."""
+        self._begin("report", checkpoint)
+        yield
+        answer = self._hear()
+        failure = answer.failure if isinstance(answer, Reported) else str(answer)
+        if failure:
+            log.warning(f"{checkpoint.parent}: no report was written: {failure}")
 
     def close(self) -> None:
         """End the workers; those that train save first."""
@@ -241,11 +247,14 @@ class Workplace:
         for worker in workers:
             worker.close(max(0.0, end - time.monotonic()))
 
-    def _ask(self, *message: object) -> Message | str:
-        """The answer of a worker that is at nothing else; or how it ended."""
+    def _begin(self, *message: object) -> None:
+        """Give the first worker something to do beside trials."""
+        self.worker(self.slots[0]).send(*message)
+
+    def _hear(self) -> Message | str:
+        """Its answer; or how it ended."""
         slot = self.slots[0]
         worker = self.worker(slot)
-        worker.send(*message)
         while not connection.wait([worker.connection], timeout=TICK):
             stopping.check()
         answer = worker.receive()

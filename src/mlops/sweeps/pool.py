@@ -91,6 +91,9 @@ Message = Began | Epoch | Ended | Checked | Reported
 class Trainer(Protocol):
     """What a worker does. It travels to the worker's process once, and keeps there what it wants to keep."""
 
+    def warm_up(self) -> None:
+        """Import what a trial needs, before there is one."""
+
     def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
         """All that is wrong with these lists of overrides."""
 
@@ -179,6 +182,7 @@ def serve(connection: Connection, trainer: Trainer, log: Path, slot: int) -> Non
     stopping.listen()
     threading.Thread(target=_follow_parent, daemon=True).start()
     _one_gpu(slot)
+    trainer.warm_up()
     while True:
         try:
             kind, *arguments = connection.recv()

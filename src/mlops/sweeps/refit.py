@@ -43,7 +43,7 @@ def refit_space(space: Space, first: int) -> Space:
     )
 
 
-def summarise(rows: Sequence[Row], metric: str) -> Refitted:
+def refitted(rows: Sequence[Row], metric: str) -> Refitted:
     """What came of it."""
     complete = [row for row in rows if row.state == "complete"]
     return Refitted(
