@@ -5,6 +5,7 @@ checked first, all mistakes are listed at once, and Hydra runs only what is righ
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import logging
@@ -340,19 +341,31 @@ def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[s
         folders: the config folder, and those that the user has added.
     """
     register()
+    # Reading the files anew would be most of the time of a sweep's short trials: what keys are set to comes afterwards.
+    composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def read(overrides: tuple[str, ...]) -> DictConfig:
+        with hydra.initialize_config_dir(str(schema.config_folder()), version_base="1.3"):
+            # Where `hydra.main` puts --config-dir; `hydra.searchpath` would be too late for a --config-name in it.
+            search = create_config_search_path(str(schema.config_folder()))
+            for folder in folders[1:]:
+                search.prepend("command-line", f"file://{folder.absolute()}", anchor="schema")
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("app", search)
+            return hydra.compose(name, overrides=list(overrides))
 
     def compose(overrides: list[str]) -> dict[str, Any] | str:
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
-            with hydra.initialize_config_dir(str(schema.config_folder()), version_base="1.3"):
-                # Where `hydra.main` puts --config-dir; `hydra.searchpath` would be too late for a --config-name in it.
-                search = create_config_search_path(str(schema.config_folder()))
-                for folder in folders[1:]:
-                    search.prepend("command-line", f"file://{folder.absolute()}", anchor="schema")
-                GlobalHydra.instance().clear()
-                Hydra.create_main_hydra2("app", search)
-                return _plain(hydra.compose(name, overrides=overrides))
+            choices, keys = _apart(overrides)
+            if choices not in composed:
+                composed[choices] = read(choices)
+            config = copy.deepcopy(composed[choices])
+            for key in keys:
+                # Just what Hydra does with `++key=value`, once all files are merged.
+                OmegaConf.update(config, key.key_or_group, key.value(), merge=True, force_add=True)
+            return _plain(config)
         except MlopsError as error:
             return one_line(error)
         # Hydra's own ValueError: a group that is set to something else than a name.
@@ -363,6 +376,17 @@ def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[s
             GlobalHydra.instance().hydra = outer
 
     return compose
+
+
+def _apart(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
+    """What chooses files, and what sets keys in what they compose to; all in the first where the order may matter."""
+    choices = tuple(text for text in overrides if not text.startswith("++"))
+    if any(text.startswith(("+", "~")) for text in choices):
+        return tuple(overrides), []
+    keys = [OverridesParser.create().parse_override(text) for text in overrides if text.startswith("++")]
+    if any(key.key_or_group.split(".")[0] == "hydra" or key.is_sweep_override() or key.package for key in keys):
+        return tuple(overrides), []
+    return choices, keys
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:

@@ -45,7 +45,9 @@ def sweep(config: Config, run: "Run") -> None:
     most = number_of_trials(space, settings)
     threads = () if sets_threads(space, shared) else (f"training.threads={processors() // settings.jobs or 1}",)
     variants = [[*shared, *threads, *space.overrides(values)] for values in space.extremes()]
-    trainer = TrialTrainer(tuple(folders), flags, run.allowed, space.metric, settings.name)
+    trainer = TrialTrainer(
+        tuple(folders), flags, run.allowed, space.metric, settings.name, tracked=config.tracking.mode != "off"
+    )
     if settings.dry_run:
         dry_run(space, settings, most, [*shared, *threads], trainer)
         return
@@ -72,7 +74,7 @@ def sweep(config: Config, run: "Run") -> None:
             lost_after=settings.lost_after,
             new_folder=partial(new_folder, Path(config.paths.outputs)),
         )
-        if problems := place.check(variants):
+        if problems := place.check(variants, warm_up):
             raise MlopsError([f"{space.path}: {problem}" for problem in problems])
         log.info(
             f"sweep {settings.name}: {most:,} trials of {space.path} by {space.method}, {settings.jobs} at a time, in "
@@ -98,6 +100,11 @@ def sweep(config: Config, run: "Run") -> None:
     summary.show(page)
     if not checkpoint.is_file():
         log.warning(f"trial {best.number}, the best, is in {best.folder} on {best.host}: that machine puts it into use")
+
+
+def warm_up() -> None:
+    """Import what draws the page: there is time now."""
+    import optuna.visualization.matplotlib  # noqa: F401
 
 
 def split_overrides(words: Sequence[str]) -> tuple[tuple[str, ...], list[Path], list[str]]:

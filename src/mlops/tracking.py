@@ -51,6 +51,16 @@ STOPPED = """query RunStopped($entity: String, $project: String, $name: String!)
 STOP_TIMEOUT = 10.0
 
 
+def start_service() -> Any:
+    """W&B's own process, which all runs of this process share: started now, where it is not there yet."""
+    # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    # Silent from here on: what matters is one line of ours, and a silent W&B never asks for a key.
+    return wandb.setup(wandb.Settings(silent=True))
+
+
 class Tracker:
     """A context that takes the metrics of each epoch; a run that ends by an exception is marked as failed.
 
@@ -225,8 +235,6 @@ class Tracker:
             write_text(path, "".join(kept))
 
     def _start(self) -> None:
-        # W&B's reports on itself go to its maker, from offline runs too, and hold up the end where nothing answers.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         reason, before = None, set(self._folder.glob("wandb/*run-*"))
         if self._config.mode == "wandb":
             try:
@@ -279,8 +287,7 @@ class Tracker:
         def begin() -> Any:
             import wandb
 
-            # Silent from here on: what matters is one line of ours, and a silent W&B never asks for a key.
-            self._service = wandb.setup(wandb.Settings(silent=True))
+            self._service = start_service()
             if self._interrupted.is_set():  # while the process started: nobody else knows of it
                 self._end_core()
                 raise RuntimeError("interrupted")

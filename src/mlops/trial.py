@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from mlops.entrypoint import ROOT, Run, composer, normalise
 from mlops.errors import MlopsError, one_line
 from mlops.files import only_one, write_text
 from mlops.sweeps.pool import Began, Ended, Epoch, Job
+from mlops.tracking import start_service
 
 if TYPE_CHECKING:
     from mlops.data.prepare import Prepared
@@ -26,8 +28,6 @@ log = logging.getLogger(__name__)
 
 # The process that a killed sweep has left behind saves its trial, and then lets go of the folder.
 PATIENCE = 60.0
-# What `mlops.train` imports when it is needed, and what takes long.
-WARM = ("torchvision", "torchmetrics.classification", "wandb", "sklearn.datasets")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -40,6 +40,7 @@ class TrialTrainer:
         allowed: names that configs may build.
         metric: what trials are judged by, at their best epoch.
         group: what W&B shows the trials under.
+        tracked: whether they have W&B runs.
     """
 
     folders: tuple[Path, ...]
@@ -47,15 +48,17 @@ class TrialTrainer:
     allowed: frozenset[str]
     metric: str
     group: str
+    tracked: bool
     _prepared: dict[tuple[str, str], "Prepared"] = field(default_factory=dict)
 
     def warm_up(self) -> None:
         """Import what is else imported by the first trial, while the sweep looks at its settings."""
-        import importlib
-
-        for name in WARM:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+        if self.tracked:
+            # It mostly waits, for a process of its own to start.
+            threading.Thread(target=start_service, daemon=True).start()
+        import sklearn.datasets  # noqa: F401
+        import torchmetrics.classification  # noqa: F401
+        import torchvision  # noqa: F401
 
     def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
         """All that is wrong with these lists of overrides; what their targets take included."""

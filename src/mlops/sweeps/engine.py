@@ -222,9 +222,10 @@ class Workplace:
             slot.worker = self.start(slot.number)
         return slot.worker
 
-    def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
-        """What is wrong with these overrides, by the word of a worker."""
+    def check(self, variants: Sequence[Sequence[str]], meanwhile: Callable[[], object]) -> list[str]:
+        """What is wrong with these overrides, by the word of a worker; `meanwhile` is called while that warms up."""
         self._begin("check", variants)
+        meanwhile()
         answer = self._hear()
         return answer.problems if isinstance(answer, Checked) else [f"the settings cannot be checked: {answer}"]
 
@@ -239,13 +240,14 @@ class Workplace:
             log.warning(f"{checkpoint.parent}: no report was written: {failure}")
 
     def close(self) -> None:
-        """End the workers; those that train save first."""
-        workers = [slot.worker for slot in self.slots if slot.worker is not None]
-        for worker in workers:
+        """End the workers; those that train save first, the others have nothing to say any more."""
+        training = [slot.worker for slot in self.slots if slot.worker is not None and slot.held is not None]
+        for worker in training:
             worker.terminate()
         end = time.monotonic() + STOP_SECONDS
-        for worker in workers:
-            worker.close(max(0.0, end - time.monotonic()))
+        for slot in self.slots:
+            if slot.worker is not None:
+                slot.worker.close(max(0.0, end - time.monotonic()) if slot.held is not None else 0.0)
 
     def _begin(self, *message: object) -> None:
         """Give the first worker something to do beside trials."""
