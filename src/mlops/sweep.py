@@ -105,6 +105,9 @@ def sweep(config: Config, run: "Run") -> None:
 def warm_up() -> None:
     """Import what draws the page: there is time now."""
     import optuna.visualization.matplotlib  # noqa: F401
+    import sklearn.ensemble  # noqa: F401
+
+    import mlops.sweeps.summary  # noqa: F401
 
 
 def split_overrides(words: Sequence[str]) -> tuple[tuple[str, ...], list[Path], list[str]]:

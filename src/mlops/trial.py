@@ -49,7 +49,9 @@ class TrialTrainer:
     metric: str
     group: str
     tracked: bool
+    # What this process keeps: the data, and the function that composes.
     _prepared: dict[tuple[str, str], "Prepared"] = field(default_factory=dict)
+    _compose: list[Callable[[list[str]], dict[str, Any] | str]] = field(default_factory=list)
 
     def warm_up(self) -> None:
         """Import what is else imported by the first trial, while the sweep looks at its settings."""
@@ -120,7 +122,9 @@ class TrialTrainer:
             raw, overrides = saved.config, saved.overrides
         else:
             overrides = (*self.flags, *job.overrides)
-            composed = composer(ROOT, self.folders)([normalise(text, self.folders) for text in job.overrides])
+            if not self._compose:
+                self._compose.append(composer(ROOT, self.folders))
+            composed = self._compose[0]([normalise(text, self.folders) for text in job.overrides])
             if isinstance(composed, str):
                 raise MlopsError(composed)
             raw = composed
