@@ -111,7 +111,7 @@ def stopping(root: str | None, seeds: int, trials: int) -> None:
     """Print how much stopping early saves, and what it costs."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if root is None:
-        shared, stop = ["training.epochs=20"], {"type": "hyperband", "min_iter": 2, "eta": 3}
+        shared, stop = ["training.epochs=9"], {"type": "hyperband", "min_iter": 1, "eta": 3}
     else:
         shared = ["data=gtsrb", f"data.root={root}", "training.epochs=9", "training.limit_batches=40"]
         stop = {"type": "hyperband", "min_iter": 1, "eta": 3}
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overhead", "stopping"))
     parser.add_argument("--root", help="GTSRB: a folder, .tar or .zip; the digits when left out")
-    parser.add_argument("--trials", type=int, help="30 for overhead, 16 for stopping")
+    parser.add_argument("--trials", type=int, help="30 for overhead, 12 for stopping")
     parser.add_argument("--epochs", type=int, default=6, help="of a trial of overhead: about 2 s")
     parser.add_argument("--alone", type=int, default=6, help="processes started one by one")
     parser.add_argument("--seeds", type=int, default=5)
@@ -145,7 +145,7 @@ def main() -> None:
     if asked.what == "overhead":
         overhead(asked.trials or 30, asked.epochs, asked.alone)
     else:
-        stopping(asked.root, asked.seeds, asked.trials or 16)
+        stopping(asked.root, asked.seeds, asked.trials or 12)
 
 
 if __name__ == "__main__":

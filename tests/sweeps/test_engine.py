@@ -32,6 +32,9 @@ class Player:
 
     notes: Path
 
+    def warm_up(self) -> None:
+        self.notes.parent.mkdir(exist_ok=True)
+
     def check(self, variants: Sequence[Sequence[str]]) -> list[str]:
         if any("act=exit" in overrides for overrides in variants):
             os._exit(7)
@@ -276,14 +279,23 @@ def test_a_trial_that_another_machine_has_taken_over_ends_here(
 
 
 @pytest.mark.slow
-def test_workers_check_overrides_and_write_reports_and_say_how_they_ended(play: Callable[..., Stage], tmp_path: Path):
+def test_workers_check_overrides_and_write_reports_and_say_how_they_ended(
+    play: Callable[..., Stage], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     place = play("ok-0.5").place
-    assert place.check([["a=1"], ["act=wrong"]]) == ["act=wrong"]
+    done: list[str] = []
+    assert place.check([["a=1"], ["act=wrong"]], lambda: done.append("meanwhile")) == ["act=wrong"]
+    assert done == ["meanwhile"]
     checkpoint = tmp_path / "best_model.pth"
-    assert place.report(checkpoint) == f"{checkpoint}: is not there"
+    with place.reporting(checkpoint):
+        assert not checkpoint.exists()
+    assert f"no report was written: {checkpoint}: is not there" in caplog.text
+    caplog.clear()
     checkpoint.touch()
-    assert place.report(checkpoint) == ""
+    with place.reporting(checkpoint):
+        pass
+    assert caplog.text == ""
     assert (tmp_path / "report").exists()
-    (problem,) = place.check([["act=exit"]])
+    (problem,) = place.check([["act=exit"]], lambda: None)
     assert problem == "the settings cannot be checked: the worker ended with exit code 7"
-    assert place.check([["a=1"]]) == []
+    assert place.check([["a=1"]], lambda: None) == []
