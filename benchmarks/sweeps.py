@@ -9,7 +9,6 @@ noise.
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -90,6 +90,10 @@ def overhead(trials: int, epochs: int, alone: int) -> None:
               f"{sum(times) / sum(alone_seconds):.2f} times")  # fmt: skip
 
 
+def _time(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f")  # noqa: DTZ007 - differences only
+
+
 def sweep(
     folder: Path, seed: int, trials: int, stop: dict[str, object] | None, shared: Sequence[str]
 ) -> tuple[float, float, int]:
@@ -100,10 +104,13 @@ def sweep(
     study = optuna.load_study(study_name="space", storage=f"sqlite:///{folder / 'outputs/sweeps/space/study.db'}")
     seconds, epochs = 0.0, 0
     for trial in study.trials:
-        lines = (folder / trial.user_attrs["folder"] / "metrics.jsonl").read_text().splitlines()
-        epochs += len(lines)
-        seconds += trial.user_attrs["seconds"]
-        assert all(json.loads(line)["epoch"] for line in lines)
+        log = (folder / trial.user_attrs["folder"] / "train.log").read_text()
+        started = re.search(r"^(\S+ \S+) INFO mlops.train: training ", log, re.MULTILINE)
+        ends = re.findall(r"^(\S+ \S+) INFO mlops.train: epoch ", log, re.MULTILINE)
+        if not started or not ends:
+            continue  # diverged at once
+        seconds += (_time(ends[-1]) - _time(started[1])).total_seconds()
+        epochs += len(ends)
     return study.best_value, seconds, epochs
 
 
@@ -137,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overhead", "stopping"))
     parser.add_argument("--root", help="GTSRB: a folder, .tar or .zip; the digits when left out")
-    parser.add_argument("--trials", type=int, help="30 for overhead, 12 for stopping")
+    parser.add_argument("--trials", type=int, help="30 for overhead, 16 for stopping")
     parser.add_argument("--epochs", type=int, default=6, help="of a trial of overhead: about 2 s")
     parser.add_argument("--alone", type=int, default=6, help="processes started one by one")
     parser.add_argument("--seeds", type=int, default=5)
@@ -145,7 +152,7 @@ def main() -> None:
     if asked.what == "overhead":
         overhead(asked.trials or 30, asked.epochs, asked.alone)
     else:
-        stopping(asked.root, asked.seeds, asked.trials or 12)
+        stopping(asked.root, asked.seeds, asked.trials or 16)
 
 
 if __name__ == "__main__":

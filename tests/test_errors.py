@@ -7,3 +7,8 @@ def test_problems_without_end_are_cut():
     assert error.problems[-1] == "and 21 more"
     assert error.problems[0] == "x" * 1000 + "..."
     assert len(str(error)) < 3000
+
+
+def test_the_password_of_an_address_is_in_no_problem():
+    error = MlopsError("sweep.storag=postgresql://me:se@cr:et@host/db: no such key; see https://docs/x@y")
+    assert error.problems == ["sweep.storag=postgresql://me:***@host/db: no such key; see https://docs/x@y"]

@@ -326,3 +326,8 @@ def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(
             return
         time.sleep(0.1)
     pytest.fail("a process of the run is still there")
+
+
+def test_a_key_that_is_called_as_its_entrypoint_is_no_key(hydra_command: Command):
+    (error,) = hydra_command("train", "train.epochs=5").errors
+    assert error.startswith("train={'epochs': 5}: no such key")

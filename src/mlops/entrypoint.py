@@ -38,6 +38,7 @@ from mlops import resume, stopping, targets
 from mlops.config import Config, DataConfig
 from mlops.errors import MlopsError, fail, one_line
 from mlops.files import only_one, users_to_mend
+from mlops.sweeps.values import quoted
 
 if TYPE_CHECKING:
     from mlops.data.prepare import Index, Prepared
@@ -89,8 +90,10 @@ def start(
     arguments = get_args_parser().parse_intermixed_args()
     folders = [schema.config_folder(), *(Path(p) for p in (arguments.config_dir, arguments.config_path) if p)]
 
+    section = None if root == ROOT else name
+
     def check(raw: dict[str, Any]) -> list[str]:
-        shared = {key: value for key, value in raw.items() if key != name}
+        shared = {key: value for key, value in raw.items() if key != section}
         return schema.check(shared) + (check_more(raw, allowed) if check_more else [])
 
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion)
@@ -109,7 +112,7 @@ def start(
         resumed = None
         if runs and name == "train" and (resumed := _find_resumed(arguments, overrides, folders, check)):
             # Hydra writes what it composed this time beside what it wrote when the run was started.
-            overrides.append(f"hydra.run.dir={_quote(str(resume.next_folder(resumed.folder)))}")
+            overrides.append(f"hydra.run.dir={quoted(str(resume.next_folder(resumed.folder)))}")
         configs = [word for flag, value in named.items() if value for word in (flag, value)]
         # Hydra itself wants its flags and the overrides apart: `a=1 --multirun b=2,3` it would refuse.
         flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
@@ -118,7 +121,7 @@ def start(
         os.environ["HYDRA_FULL_ERROR"] = "1"
         stopping.listen()
         hydra.main(config_path=str(schema.config_folder()), config_name=root, version_base="1.3")(
-            _job(task, name, allowed, configs, resumed)
+            _job(task, name, allowed, configs, resumed, section=section)
         )()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         fail(MlopsError(one_line(error)))
@@ -139,6 +142,8 @@ def _job(
     allowed: frozenset[str],
     flags: Sequence[str],
     resumed: resume.Saved | None,
+    *,
+    section: str | None,
 ) -> Callable[[DictConfig], None]:
     def job(composed: DictConfig) -> None:
         settings = HydraConfig.get()
@@ -148,7 +153,7 @@ def _job(
             overrides = resumed.overrides if resumed else said
             folder = _shorten(resumed.folder if resumed else Path(settings.runtime.output_dir))
             config = resumed.config if resumed else _plain(composed)
-            own = config.pop(name, {})
+            own = config.pop(section, {}) if section else {}
             sweep = resumed.sweep if resumed else sweep
             if name == "train" and resumed is None:
                 resume.write_composed(folder, config, overrides, sweep)
@@ -358,7 +363,7 @@ def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[s
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
-            choices, keys = _apart(overrides)
+            choices, keys = _apart(overrides, folders)
             if choices not in composed:
                 composed[choices] = read(choices)
             config = copy.deepcopy(composed[choices])
@@ -378,13 +383,17 @@ def composer(name: str, folders: Sequence[Path]) -> Callable[[list[str]], dict[s
     return compose
 
 
-def _apart(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
+def _apart(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[tuple[str, ...], list[Override]]:
     """What chooses files, and what sets keys in what they compose to; all in the first where the order may matter."""
     choices = tuple(text for text in overrides if not text.startswith("++"))
     if any(text.startswith(("+", "~")) for text in choices):
         return tuple(overrides), []
+    if any(isinstance(OverridesParser.create().parse_override(text).value(), dict) for text in choices):
+        return tuple(overrides), []  # no choice: `training={epochs: 5}` sets keys
     keys = [OverridesParser.create().parse_override(text) for text in overrides if text.startswith("++")]
-    if any(key.key_or_group.split(".")[0] == "hydra" or key.is_sweep_override() or key.package for key in keys):
+    if any(
+        key.key_or_group.split(".")[0] == "hydra" or key.is_sweep_override() or _is_group(key, folders) for key in keys
+    ):
         return tuple(overrides), []
     return choices, keys
 
@@ -418,15 +427,11 @@ def _take_literally(text: str) -> str:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        return f"{name}={_quote(value)}"
+        return f"{name}={quoted(value)}"
     # A password with a comma or brackets is no list, and no message shows it as one.
     if name.lstrip("+") == "sweep.storage" and not isinstance(override.value(), str | QuotedString | None):
-        return f"{name}={_quote(value)}"
+        return f"{name}={quoted(value)}"
     return text
-
-
-def _quote(value: str) -> str:
-    return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
 
 
 _TEXT_KEYS = {

@@ -1,5 +1,6 @@
 """The one exception for everything that is the user's to mend."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,7 +17,7 @@ class MlopsError(Exception):
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         given = [problems] if isinstance(problems, str) else problems
-        self.problems: list[str] = [printable(_cut(problem)) for problem in given[:_MOST_PROBLEMS]]
+        self.problems: list[str] = [printable(_cut(_without_password(problem))) for problem in given[:_MOST_PROBLEMS]]
         if len(given) > _MOST_PROBLEMS:
             self.problems.append(f"and {len(given) - _MOST_PROBLEMS} more")
         super().__init__("\n".join(self.problems))
@@ -27,6 +28,11 @@ def fail(error: MlopsError) -> NoReturn:
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)  # noqa: T201
     raise SystemExit(2) from None
+
+
+def _without_password(text: str) -> str:
+    """`text` with the passwords of its URLs hidden, to the last @: one may stand in a password."""
+    return re.sub(r"(://[^:/\s@]*:)\S*@", r"\1***@", text)
 
 
 def _cut(text: str) -> str:

@@ -6,6 +6,7 @@ Imports wait until they are needed: the workers import this module when they sta
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops import config as schema
 from mlops.config import Config, SweepConfig
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, one_line
 
 if TYPE_CHECKING:
     from mlops.entrypoint import Run
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def sweep(config: Config, run: "Run") -> None:
+def sweep(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the sweep is meant to stand on one page
     """Read the file, check what it composes to, run the trials, put the best into use, and write the page."""
     from mlops.checkpoint import BEST
     from mlops.sweeps.engine import Engine, workplace
@@ -43,14 +44,21 @@ def sweep(config: Config, run: "Run") -> None:
     flags, folders, shared = split_overrides(run.overrides)
     check_shared(space, shared)
     most = number_of_trials(space, settings)
-    threads = () if sets_threads(space, shared) else (f"training.threads={processors() // settings.jobs or 1}",)
+    threads = (
+        ()
+        if config.training.threads or "training.threads" in space.parameters
+        else (f"training.threads={processors() // settings.jobs or 1}",)
+    )
     variants = [[*shared, *threads, *space.overrides(values)] for values in space.extremes()]
     trainer = TrialTrainer(
         tuple(folders), flags, run.allowed, space.metric, settings.name, tracked=config.tracking.mode != "off"
     )
     if settings.dry_run:
-        dry_run(space, settings, most, [*shared, *threads], trainer)
+        dry_run(space, seed=settings.seed, most=most, shared=[*shared, *threads], trainer=trainer, variants=variants)
         return
+
+    # Processes that are started are told them, and the database's password is nobody else's.
+    sys.argv[1:] = []
 
     def start_worker(slot: int) -> Worker:
         return Worker(slot, trainer, run.folder / f"worker-{slot}.log")
@@ -93,7 +101,10 @@ def sweep(config: Config, run: "Run") -> None:
         again = None
         if settings.refit:
             again = open_refit(trials, best, settings, config, run.folder)
-            run_all(again, settings.refit)
+            try:
+                run_all(again, settings.refit)
+            except MlopsError as error:
+                log.warning(f"with other seeds: {one_line(error)}")
         with place.reporting(checkpoint) if checkpoint.is_file() else nullcontext():
             summary = summarise(trials, best, again, flags)
             page = summary.write(run.folder)
@@ -168,13 +179,6 @@ def number_of_trials(space: "Space", settings: SweepConfig) -> int:
     return asked
 
 
-def sets_threads(space: "Space", shared: Sequence[str]) -> bool:
-    """Whether somebody has said how many threads a trial has."""
-    return "training.threads" in space.parameters or any(
-        text.lstrip("+").startswith("training.threads=") for text in shared
-    )
-
-
 def processors() -> int:
     """Cores that this process may use; as with torch, two threads of one core count once."""
     import psutil
@@ -188,8 +192,16 @@ def new_folder(outputs: Path, number: int) -> Path:
     return outputs / datetime.now().strftime(f"%Y-%m-%d/%H-%M-%S-{secrets.token_hex(2)}-{number}")  # noqa: DTZ005
 
 
-def dry_run(space: "Space", settings: SweepConfig, most: int, shared: Sequence[str], trainer: "TrialTrainer") -> None:
-    """Print the command of each trial that is known beforehand, and check its settings.
+def dry_run(
+    space: "Space",
+    *,
+    seed: int,
+    most: int,
+    shared: Sequence[str],
+    trainer: "TrialTrainer",
+    variants: Sequence[Sequence[str]],
+) -> None:
+    """Print the command of each trial that is known beforehand, and check its settings, and those of `variants`.
 
     Raises:
         MlopsError: with all that is wrong with them.
@@ -197,11 +209,11 @@ def dry_run(space: "Space", settings: SweepConfig, most: int, shared: Sequence[s
     from mlops.sweeps.plan import plan
     from mlops.tables import to_copy
 
-    planned = plan(space, settings.seed, most)
+    planned = plan(space, seed, most)
     commands = [[*shared, *space.overrides(values)] for values in planned]
     for overrides in commands:
         print(to_copy("python", "-m", "mlops.train", *trainer.flags, *overrides))  # noqa: T201
-    if problems := trainer.check(commands):
+    if problems := trainer.check([*commands, *variants]):
         raise MlopsError([f"{space.path}: {problem}" for problem in problems])
     if len(planned) < most:
         log.info(f"and {most - len(planned)} more, which depend on the results of these")
@@ -213,9 +225,10 @@ def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Con
     from mlops.sweeps.refit import refit_space
     from mlops.sweeps.trials import open_trials
 
+    own = int(best.values.get("seed", config.seed))
     log.info(f"training trial {best.number} again with {settings.refit} other seeds (sweep.refit)")
     return open_trials(
-        refit_space(trials.space, config.seed + 1),
+        refit_space(trials.space, max(config.seed, own) + 1),
         name=f"{settings.name}-refit-{best.number}",
         folder=folder,
         storage=settings.storage,

@@ -786,7 +786,9 @@ def test_the_trial_of_a_machine_that_died_is_taken_over_by_another(
 
     trials = opened(workplace, space, name="s", shared=shared, storage=url, lost_after=0.5)
     time.sleep(0.6)
-    trainer = TrialTrainer((config_folder(),), (), targets.read_allowed(config_folder()), "val_Accuracy", "s")
+    trainer = TrialTrainer(
+        (config_folder(),), (), targets.read_allowed(config_folder()), "val_Accuracy", "s", tracked=False
+    )
 
     class Silent:
         def show(self, slots: object) -> None:

@@ -70,6 +70,8 @@ class Player:
         return Ended(0.1, {"val_Accuracy": float(value)}, EPOCHS)
 
     def report(self, checkpoint: Path) -> None:
+        if checkpoint.parent.name == "die":
+            raise KeyError("what nobody foresaw")
         if not checkpoint.exists():
             raise MlopsError(f"{checkpoint}: is not there")
         (checkpoint.parent / "report").touch()
@@ -270,12 +272,29 @@ def test_a_trial_that_another_machine_has_taken_over_ends_here(
         held = slots[0].held
         if held is not None and held.number == 0 and slots[0].epoch == 1:
             stage.trials._storage.set_trial_user_attr(held.trial._trial_id, engines.kept.OWNER, "another")
+        elif stage.states == ["running", "complete"]:
+            # Nothing is left to do here, and the sweep waits for the other machine, which ends its trial now.
+            stage.trials.study.tell(0, 0.25)
 
     stage.view.shown = take_over
     stage.run()
     rows = stage.trials.rows()
-    assert [row.state for row in rows] == ["running", "complete"]
-    assert [row.ours for row in rows] == [False, True]
+    assert [(row.state, row.value, row.ours) for row in rows] == [("complete", 0.25, False), ("complete", 0.5, True)]
+
+
+def test_a_worker_that_dies_over_a_report_while_the_page_is_drawn_does_not_hold_up_the_sweep(
+    play: Callable[..., Stage], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    place = play("ok-0.5").place
+    checkpoint = tmp_path / "die" / "best_model.pth"
+    give_up = time.monotonic() + 40
+    with place.reporting(checkpoint):
+        worker = place.slots[0].worker
+        while worker is not None and worker.alive and time.monotonic() < give_up:
+            time.sleep(0.05)
+    assert "no report was written" in caplog.text
+    assert "KeyError" in caplog.text
+    assert place.slots[0].worker is None
 
 
 @pytest.mark.slow

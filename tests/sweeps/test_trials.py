@@ -379,3 +379,21 @@ def test_a_database_that_is_not_there_is_said_in_one_line_without_its_password(s
     # No exception that a log could show holds it either.
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
+
+
+def test_a_trial_that_was_asked_for_by_half_when_its_machine_died_is_drawn_again_and_run(opened: Open):
+    wanted = ask(opened(folder="whole")).values
+    trials = opened()
+    # As Optuna does first; the parameters are commitments of their own.
+    trials._storage.create_new_trial(trials.study._study_id)
+    (row,) = trials.rows()
+    assert (row.state, row.values) == ("running", {})
+    assert trials.best() is None
+    held = trials.unfinished([])
+    assert held is not None
+    assert (held.number, held.values) == (0, wanted)
+
+
+def test_where_a_machine_keeps_its_files_does_not_make_another_sweep_of_it(opened: Open):
+    ask(opened(shared=["training.epochs=2", "paths.outputs=here"]))
+    assert [row.number for row in opened(shared=["training.epochs=2", "paths.outputs=there"]).rows()] == [0]

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # So many failures one after the other are no accidents of single trials.
 MOST_FAILURES = 5
 TICK = 0.5
+# Seconds between two looks at what other machines do.
+WAIT = 5.0
 LAST_LINES = 6
 
 
@@ -69,7 +71,7 @@ class Engine:
         self._trials, self._place, self._most, self._view = trials, place, most, view
         self._slots = place.slots
         self._failures: list[str] = []
-        self._enough = False
+        self._enough = self._waits = False
 
     def run(self) -> None:
         """All trials, those of before first.
@@ -81,11 +83,30 @@ class Engine:
         with stopping.deferred():
             while stopping.heard() is None:
                 self._assign()
-                if not any(slot.held for slot in self._slots):
+                if any(slot.held for slot in self._slots):
+                    self._listen()
+                elif not self._wait_for_others():
                     break
-                self._listen()
             if stopping.heard() is not None:
                 log.warning("stopping: the running trials save where they are; the same command goes on with them")
+
+    def _wait_for_others(self) -> bool:
+        """Whether other machines have trials that run; waits for a while where they have.
+
+        The best is known when all are over, and one that is never told of its end has to be taken over.
+        """
+        others = [row for row in self._trials.rows() if row.state == "running" and not row.ours]
+        if not others:
+            return False
+        if not self._waits:
+            self._waits = True
+            hosts = ", ".join(sorted({row.host for row in others if row.host}))
+            log.info(f"nothing left to start; waiting for {len(others)} trials that run on {hosts or 'other machines'}")
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end and stopping.heard() is None:
+            time.sleep(TICK)
+            self._view.show(self._slots)
+        return True
 
     def _assign(self) -> None:
         for slot in self._slots:
@@ -224,17 +245,17 @@ class Workplace:
 
     def check(self, variants: Sequence[Sequence[str]], meanwhile: Callable[[], object]) -> list[str]:
         """What is wrong with these overrides, by the word of a worker; `meanwhile` is called while that warms up."""
-        self._begin("check", variants)
+        worker = self._begin("check", variants)
         meanwhile()
-        answer = self._hear()
+        answer = self._hear(worker)
         return answer.problems if isinstance(answer, Checked) else [f"the settings cannot be checked: {answer}"]
 
     @contextmanager
     def reporting(self, checkpoint: Path) -> Iterator[None]:
         """Let a worker write the report of a trial, while something else is done here."""
-        self._begin("report", checkpoint)
+        worker = self._begin("report", checkpoint)
         yield
-        answer = self._hear()
+        answer = self._hear(worker)
         failure = answer.failure if isinstance(answer, Reported) else str(answer)
         if failure:
             log.warning(f"{checkpoint.parent}: no report was written: {failure}")
@@ -249,14 +270,14 @@ class Workplace:
             if slot.worker is not None:
                 slot.worker.close(max(0.0, end - time.monotonic()) if slot.held is not None else 0.0)
 
-    def _begin(self, *message: object) -> None:
+    def _begin(self, *message: object) -> Worker:
         """Give the first worker something to do beside trials."""
-        self.worker(self.slots[0]).send(*message)
+        worker = self.worker(self.slots[0])
+        worker.send(*message)
+        return worker
 
-    def _hear(self) -> Message | str:
-        """Its answer; or how it ended."""
-        slot = self.slots[0]
-        worker = self.worker(slot)
+    def _hear(self, worker: Worker) -> Message | str:
+        """Its answer; or how it ended, which may be a while ago."""
         while not connection.wait([worker.connection], timeout=TICK):
             stopping.check()
         answer = worker.receive()
@@ -264,5 +285,5 @@ class Workplace:
             return answer
         failure = worker.obituary() if answer is None else answer.failure
         worker.close(STOP_SECONDS)
-        slot.worker = None
+        self.slots[0].worker = None
         return failure

@@ -14,7 +14,7 @@ from mlops.config import shown
 from mlops.errors import printable
 from mlops.progress import SECONDS_BETWEEN_LINES, console
 from mlops.sweeps.engine import Slot
-from mlops.sweeps.trials import Row, Trials
+from mlops.sweeps.trials import Row, Trials, best_of
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Live:
             log.warning(f"trial {row.number} failed: {_last_line(row.failure)}  ({row.folder})")
             return
         value = "" if row.value is None else f"{self._trials.space.metric} {number(row.value)}  "
-        best = self._trials.best()
+        best = self._best()
         mark = "  best so far" if best is not None and best.number == row.number else ""
         words = {"complete": "", "stopped": "stopped early, ", "diverged": "diverged, "}[row.state]
         log.info(
@@ -68,21 +68,20 @@ class Live:
 
     def _summary(self) -> str:
         over = sum(row.state != "running" for row in self._rows)
-        best = self._trials.best() if self._display is None else self._best()
+        best = self._best()
         found = f", best {number(best.value or 0)} (trial {best.number})" if best is not None else ""
         return f"{over} of {self._most} trials{found}{self._left()}"
 
     def _best(self) -> Row | None:
-        sign = 1 if self._trials.space.maximize else -1
-        complete = [row for row in self._rows if row.state == "complete" and row.value is not None]
-        return max(complete, key=lambda row: sign * (row.value or 0), default=None)
+        return best_of(self._rows, maximize=self._trials.space.maximize)
 
     def _left(self) -> str:
         """By the mean time of the trials so far."""
         took = [row.seconds for row in self._rows if row.state in ("complete", "stopped") and row.seconds]
         if not took:
             return ""
-        waiting = max(0, self._most - len(self._rows))
+        over = sum(row.state != "running" for row in self._rows)
+        waiting = max(0, self._most - over - len(self._slots))
         begun = [slot.seconds_left() or 0.0 for slot in self._slots]
         return f", {duration((waiting * sum(took) / len(took) + sum(begun)) / self._jobs)} left"
 
@@ -139,7 +138,7 @@ def duration(seconds: float) -> str:
 
 
 def _cells(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [printable(number(values[name])) for name in names]
+    return [printable(number(values.get(name, ""))) for name in names]
 
 
 def _last_line(text: str) -> str:

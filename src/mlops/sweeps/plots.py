@@ -66,7 +66,11 @@ def shown_study(space: Space, rows: Sequence[Row]) -> optuna.Study:
     kinds = {names[name]: _distribution(kind, rows, name) for name, kind in space.searched.items()}
     for row in rows:
         state = STATES.get(row.state)
-        if state is None or (state != TrialState.FAIL and (row.value is None or not math.isfinite(row.value))):
+        if (
+            state is None
+            or not row.values
+            or (state != TrialState.FAIL and (row.value is None or not math.isfinite(row.value)))
+        ):
             continue
         values = {names[name]: _value(kind, row.values[name]) for name, kind in space.searched.items()}
         value = row.value if state == TrialState.COMPLETE else None
@@ -87,7 +91,7 @@ def _distribution(kind: Parameter, rows: Sequence[Row], name: str) -> BaseDistri
         case Choice(values):
             return CategoricalDistribution([_value(kind, value) for value in values])
         case _:
-            tried = [row.values[name] for row in rows]
+            tried = [row.values[name] for row in rows if row.values]
             return FloatDistribution(min(tried, default=0.0), max(tried, default=0.0))
 
 
@@ -119,8 +123,8 @@ def _figure(draw: Callable[[], Any], caption: str, size: tuple[float, float] = (
             figure.set_size_inches(*size)
             _restyle(figure)
             return page.figure(figure, caption)
-        except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
-            log.info(f"no plot of: {caption}: {one_line(error)}")
+        except Exception as error:  # theirs, of a sweep that took a night: the page is worth more than a plot
+            log.warning(f"no plot of: {caption}: {type(error).__name__}: {one_line(error)}")
             return ""
         finally:
             pyplot.close("all")

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +106,7 @@ class Trainer(Protocol):
 
 
 class Worker:
-    """A process that trains. `busy` is what it is at, None where it waits for something to do."""
+    """A process that trains."""
 
     def __init__(self, slot: int, trainer: Trainer, log: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -114,11 +115,6 @@ class Worker:
         self._process = context.Process(target=serve, args=(theirs, trainer, log, slot), name=f"trials-{slot}")
         self._process.start()
         theirs.close()
-
-    @property
-    def sentinel(self) -> int:
-        """Ready when the process has ended."""
-        return self._process.sentinel
 
     @property
     def alive(self) -> bool:
@@ -189,17 +185,21 @@ def serve(connection: Connection, trainer: Trainer, log: Path, slot: int) -> Non
         except (EOFError, OSError):
             return
         try:
-            connection.send(_answer(trainer, connection, kind, arguments))
-        except (EOFError, OSError, KeyboardInterrupt):
-            # Nobody is there any more; or Ctrl-C, which the sweep has heard as well.
+            answer = _answer(trainer, connection, kind, arguments)
+        except (_NobodyThereError, KeyboardInterrupt):
+            # Or Ctrl-C, which the sweep has heard as well.
             raise SystemExit(130) from None
         except Exception:
             # Who knows what is left of CUDA, or of the memory: the next trial gets a new process.
             failure = traceback.format_exc()
             print(failure, file=sys.stderr, flush=True)  # noqa: T201 - this is its log
             lines = failure.strip().splitlines()[-LAST_LINES:]
-            connection.send(Ended(0, {}, 0, failure="\n".join(lines), crashed=True))
+            _say(connection, Ended(0, {}, 0, failure="\n".join(lines), crashed=True))
             raise SystemExit(1) from None
+        try:
+            _say(connection, answer)
+        except _NobodyThereError:
+            return
 
 
 def _answer(trainer: Trainer, connection: Connection, kind: str, arguments: Sequence[Any]) -> Message:
@@ -213,14 +213,28 @@ def _answer(trainer: Trainer, connection: Connection, kind: str, arguments: Sequ
             return Reported(str(error))
 
     def ask(message: Epoch) -> bool:
-        connection.send(message)
+        _say(connection, message)
         while not connection.poll(0.2):
             if stopping.heard() is not None:
                 # A sweep that stops answers nobody; the trial is saved, and goes on from here.
                 return False
-        return bool(connection.recv()[1])
+        try:
+            return bool(connection.recv()[1])
+        except (EOFError, OSError):
+            raise _NobodyThereError from None
 
-    return trainer.train(arguments[0], connection.send, ask)
+    return trainer.train(arguments[0], partial(_say, connection), ask)
+
+
+class _NobodyThereError(Exception):
+    """The sweep has ended; not an error of the trial."""
+
+
+def _say(connection: Connection, message: Message) -> None:
+    try:
+        connection.send(message)
+    except OSError:
+        raise _NobodyThereError from None
 
 
 def _redirect(log: Path) -> None:

@@ -1,12 +1,12 @@
 """What a sweep searches, and how: W&B's sweep file as values."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops.sweeps.parameters import Fixed, Parameter, Range
+from mlops.sweeps.parameters import Fixed, Parameter, Range, Steps
 from mlops.sweeps.values import to_override
 
 Method = Literal["grid", "random", "bayes"]
@@ -66,11 +66,16 @@ class Space:
 
     def extremes(self) -> Iterator[dict[str, Any]]:
         """Values of all parameters, enough of them that every value and every bound comes up at least once."""
-        every = {name: kind.extremes() for name, kind in self.parameters.items()}
+        every = {name: self._extremes_of(kind) for name, kind in self.parameters.items()}
         first = {name: values[0] for name, values in every.items()}
         yield first
         for name, values in every.items():
             yield from (first | {name: value} for value in values[1:])
+
+    def _extremes_of(self, kind: Parameter) -> Sequence[Any]:
+        # A grid has other points than a draw.
+        grid = self.method == "grid" and isinstance(kind, Steps)
+        return [kind.grid(0), kind.grid(kind.points - 1)] if grid and isinstance(kind, Steps) else kind.extremes()
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """One override for every parameter, in the order of the file: what `values` has not is fixed."""

@@ -101,7 +101,7 @@ class Summary:
         body = [
             [
                 f"{row.number}{' (best)' if row.number == self.best.number else ''}",
-                *(number(row.values[name]) for name in names),
+                *(number(row.values.get(name, "")) for name in names),
                 "" if row.value is None else number(row.value),
                 row.state,
                 str(row.epochs),
@@ -167,7 +167,7 @@ def _in_words(kind: Parameter) -> str:
 
 def _as_csv(space: Space, rows: Sequence[Row]) -> str:
     text = io.StringIO()
-    metrics = sorted({name for row in rows for name in row.metrics})
+    metrics = sorted({name for row in rows for name in row.metrics} - {space.metric})
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", *space.searched, space.metric, "epochs", "seconds", "folder", "host", *metrics])
     for row in rows:
@@ -176,7 +176,7 @@ def _as_csv(space: Space, rows: Sequence[Row]) -> str:
             [
                 row.number,
                 row.state,
-                *(row.values[name] for name in space.searched),
+                *(row.values.get(name, "") for name in space.searched),
                 row.value,
                 row.epochs,
                 round(row.seconds, 3),

@@ -202,13 +202,7 @@ class Trials:
 
     def best(self) -> Row | None:
         """The best complete trial: by its best epoch, and of those that are equally good the one of the lowest loss."""
-        complete = [row for row in self.rows() if row.state == "complete" and row.value is not None]
-        sign = -1 if self.space.maximize else 1
-        return min(
-            complete,
-            key=lambda row: (sign * (row.value or 0), row.metrics.get("val_loss", math.inf), row.number),
-            default=None,
-        )
+        return best_of(self.rows(), maximize=self.space.maximize)
 
     def _row(self, found: FrozenTrial) -> Row:
         attributes, steps = found.user_attrs, found.intermediate_values
@@ -219,9 +213,11 @@ class Trials:
             TrialState.FAIL: "failed",
         }
         reached = steps[max(steps)] if steps else None
+        # Of one that is being asked for, not all is known yet.
+        known = self._drawn_from.keys() <= found.params.keys()
         return Row(
             found.number,
-            suggest.values_of(self.space, found.params, found.number),
+            suggest.values_of(self.space, found.params, found.number) if known else {},
             tuple(attributes.get(OVERRIDES, ())),
             names.get(found.state, "running"),
             found.value if found.state == TrialState.COMPLETE else reached,
@@ -251,6 +247,9 @@ class Trials:
 
     def _held(self, trial: Trial) -> Held:
         """What is known of a trial, which is written down before anything of it is on disk."""
+        for name, kind in self._drawn_from.items():
+            # Not all is there where it was asked for by a process that died then; drawn again, it is the same.
+            trial._suggest(name, kind)
         values = suggest.values_of(self.space, trial.params, trial.number)
         known = trial.user_attrs
         if FOLDER not in known:
@@ -276,6 +275,16 @@ class Trials:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, self.label)
+
+
+def best_of(rows: Sequence[Row], *, maximize: bool) -> Row | None:
+    """The best complete trial: by its best epoch, and of those that are equally good the one of the lowest loss."""
+    sign = -1 if maximize else 1
+    return min(
+        (row for row in rows if row.state == "complete" and row.value is not None),
+        key=lambda row: (sign * (row.value or 0), row.metrics.get("val_loss", math.inf), row.number),
+        default=None,
+    )
 
 
 def open_trials(
@@ -322,7 +331,9 @@ def open_trials(
 
     # At once: a wrong address, or a database that is not there, is for the person who has just started this.
     study = patiently(lambda: _together(connect), label, pauses=())
-    wanted = space.identity() | {"shared": list(shared), "seed": seed}
+    # Where files are may differ from machine to machine.
+    comparable = [text for text in shared if not text.lstrip("+").startswith("paths.")]
+    wanted = space.identity() | {"shared": comparable, "seed": seed}
     known = patiently(lambda: study.user_attrs.get("sweep"), label)
     if known is None or not patiently(lambda: study.get_trials(deepcopy=False), label):
         patiently(lambda: study.set_user_attr("sweep", wanted), label)
@@ -368,6 +379,8 @@ def patiently(call: Callable[[], T], label: str, pauses: Sequence[float] = PATIE
         except UpdateFinishedTrialError:  # to Python a RuntimeError, and to us an answer
             raise
         except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "schema" not in str(error):
+                raise  # Optuna's own is about the tables of another version
             cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
             away = isinstance(cause, OperationalError) and "locked" not in str(cause.orig)
             if pause is None or not away or (isinstance(cause, DBAPIError) and _for_good(cause)):
@@ -421,6 +434,8 @@ def _address(storage: str | None, folder: Path) -> tuple[sqlalchemy.URL, str]:
             "sweep.storage: is not the URL of a database; it is sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME "
             "(it is not shown here, for it may hold a password)"
         ) from None
+    if "@" in (url.host or ""):
+        raise MlopsError("sweep.storage: its password has an @, which is written %40 (it is not shown here)")
     # Drivers take a password in the query, too.
     return url, url.set(query={}).render_as_string(hide_password=True)
 

@@ -49,9 +49,9 @@ def _spellings(value: Any) -> Iterator[str]:
         yield repr(value)
     elif isinstance(value, str):
         yield value
-        yield _quoted(value)
+        yield quoted(value)
         # An interpolation in the config would be resolved; escaped, it is text.
-        yield _quoted(value.replace("${", "\\${"))
+        yield quoted(value.replace("${", "\\${"))
     elif isinstance(value, list):
         yield f"[{','.join(_first(item) for item in value)}]"
     elif isinstance(value, dict):
@@ -63,7 +63,8 @@ def _first(value: Any) -> str:
     return next((text for text in _spellings(value) if _reads_as(f"[{text}]", [value])), "")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """`text` in quotes, as Hydra's grammar reads it back: whatever letters it has."""
     # A backslash counts for itself, but for those right before a quote.
     escaped, backslashes = "", 0
     for letter in f"{text}'":
