@@ -274,12 +274,12 @@ def test_a_trial_that_another_machine_has_taken_over_ends_here(
             stage.trials._storage.set_trial_user_attr(held.trial._trial_id, engines.kept.OWNER, "another")
         elif stage.states == ["running", "complete"]:
             # Nothing is left to do here, and the sweep waits for the other machine, which ends its trial now.
-            stage.trials.study.tell(0, 0.25)
+            stage.trials.study.tell(0, 0.75)
 
     stage.view.shown = take_over
     stage.run()
     rows = stage.trials.rows()
-    assert [(row.state, row.value, row.ours) for row in rows] == [("complete", 0.25, False), ("complete", 0.5, True)]
+    assert [(row.state, row.value, row.ours) for row in rows] == [("complete", 0.75, False), ("complete", 0.25, True)]
 
 
 def test_a_worker_that_dies_over_a_report_while_the_page_is_drawn_does_not_hold_up_the_sweep(
