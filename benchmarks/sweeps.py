@@ -114,18 +114,19 @@ def sweep(
     return study.best_value, seconds, epochs
 
 
-def stopping(root: str | None, seeds: int, trials: int) -> None:
+def stopping(root: str | None, seeds: int, trials: int, more: Sequence[str]) -> None:
     """Print how much stopping early saves, and what it costs."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if root is None:
         shared, stop = ["training.epochs=9"], {"type": "hyperband", "min_iter": 1, "eta": 3}
     else:
-        shared = ["data=gtsrb", f"data.root={root}", "training.epochs=9", "training.limit_batches=40"]
+        # Small enough that five seeds take an hour.
+        shared = ["data=gtsrb", f"data.root={root}", "data.image_size=32", "model.width=16", "training.epochs=9"]
         stop = {"type": "hyperband", "min_iter": 1, "eta": 3}
     rows = []
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        shared.append(f"paths.processed={base / 'processed'}")
+        shared += [f"paths.processed={base / 'processed'}", *more]
         for seed in range(seeds):
             full = sweep(base / f"full-{seed}", seed, trials, None, shared)
             early = sweep(base / f"early-{seed}", seed, trials, stop, shared)
@@ -148,11 +149,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of a trial of overhead: about 2 s")
     parser.add_argument("--alone", type=int, default=6, help="processes started one by one")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--override", action="append", default=[], help="for all trials of stopping; repeatable")
     asked = parser.parse_args()
     if asked.what == "overhead":
         overhead(asked.trials or 30, asked.epochs, asked.alone)
     else:
-        stopping(asked.root, asked.seeds, asked.trials or 16)
+        stopping(asked.root, asked.seeds, asked.trials or 16, asked.override)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Optuna's words for what has a name here.
+_OURS = {"Step": "epoch", "Intermediate Value": "best so far", "Trial": "trial"}
 STATES = {
     "complete": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
@@ -132,7 +134,7 @@ def _figure(draw: Callable[[], Any], caption: str, size: tuple[float, float] = (
 
 def _restyle(figure: "Figure") -> None:
     """Optuna draws ggplot's grey boxes; here the page is the paper, and its ink the ink."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     figure.suptitle("")
     for axes in figure.axes:
@@ -142,8 +144,12 @@ def _restyle(figure: "Figure") -> None:
         axes.tick_params(colors=page.INK)
         for axis in (axes.xaxis, axes.yaxis):
             axis.label.set_color(page.INK)
+            axis.set_label_text(_OURS.get(axis.get_label_text(), axis.get_label_text()))
             if axis.get_scale() == "log":
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                low, high = axis.get_view_interval()
+                # Few enough that they fit below a narrow plot.
+                subs = (1,) if high >= 50 * low else (1, 3)
+                axis.set_major_locator(LogLocator(subs=subs) if high >= 10 * low else MaxNLocator(3))
                 axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
                 axis.set_minor_locator(NullLocator())
         for spine in axes.spines.values():
