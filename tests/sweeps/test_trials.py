@@ -37,7 +37,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Open the trials of a sweep, by default of one in a folder of its own: `opened(folder="b", storage=url)`."""
     # Another machine takes a trial over at once, and nobody waits long for a database.
     monkeypatch.setattr(kept, "SETTLE", 0.01)
-    monkeypatch.setattr(kept, "SQLITE_WAIT", 0.5)
+    monkeypatch.setattr(kept.database, "SQLITE_WAIT", 0.5)
 
     def open_it(searched: Space | None = None, folder: str = "a", **changes: Any) -> Trials:
         (tmp_path / folder).mkdir(exist_ok=True)
