@@ -218,6 +218,8 @@ def dry_run(
     if len(planned) < most:
         log.info(f"and {most - len(planned)} more, which depend on the results of these")
     log.info(f"{len(planned)} trials checked, none started")
+    if space.agents:
+        log.info(f"for W&B's agents: {to_copy('wandb', 'sweep', space.path)}")
 
 
 def open_refit(trials: "Trials", best: "Row", settings: SweepConfig, config: Config, folder: Path) -> "Trials":
