@@ -14,7 +14,7 @@ from conftest import Command
 from mlops import checkpoint
 from mlops.checkpoint import read_metadata, rebuild
 from mlops.config import check, check_targets
-from mlops.entrypoint import _register
+from mlops.entrypoint import register
 from mlops.targets import MODELS, OPTIMIZERS, read_allowed
 from samples import COLOURS, QUICK, ROOT, png
 
@@ -213,7 +213,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize("choices", COMBINATIONS, ids=" ".join)
 def test_every_choice_of_the_menu_composes_into_a_config_without_a_mistake(choices: list[str]):
-    _register()
+    register()
     needs = ["data.root=x", "++model.weights=null", "training.freeze_epochs=0"]
     needs += ["data.dataset=MNIST"] if choices == ["data=torchvision"] else []
     with hydra.initialize_config_dir(str(ROOT / "configshydra"), version_base="1.3"):
