@@ -78,7 +78,8 @@ class Started:
                 cwd=cwd,
                 stdout=out,
                 stderr=err,
-                env=os.environ | environment,
+                # As without uv, whose name the commands that are printed would begin with.
+                env={name: value for name, value in os.environ.items() if name != "UV"} | environment,
                 start_new_session=True,
             )
 
