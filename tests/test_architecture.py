@@ -24,7 +24,7 @@ FLOORS = [
         "git",
         "credentials",
     },
-    {"onnx_file", "inference"},
+    {"onnx_file", "inference", "serving", "client"},
     {"targets", "tables", "page"},
     {"config"},
     {"data"},
@@ -92,7 +92,7 @@ def test_only_image_decodes_and_only_targets_builds_by_name():
 
 
 def test_the_ground_floor_and_the_config_need_no_torch():
-    modules = "mlops.errors, mlops.files, mlops.image, mlops.progress, mlops.config, mlops.targets, mlops.checkpoint, mlops.storage, mlops.mirrored, mlops.train, mlops.preprocess, mlops.data.prepare, mlops.inference, mlops.evaluation.predict"
+    modules = "mlops.errors, mlops.files, mlops.image, mlops.progress, mlops.config, mlops.targets, mlops.checkpoint, mlops.storage, mlops.mirrored, mlops.train, mlops.preprocess, mlops.data.prepare, mlops.inference, mlops.evaluation.predict, mlops.serving.app, mlops.serving.worker, mlops.client"
     code = f"import sys, {modules}; print('torch' in sys.modules, 'hydra' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -15,7 +15,8 @@ tools that draw boxes look at the array. What it cuts out is then oriented and r
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,14 @@ class ImageError(Exception):
     """Bytes that are no readable image; the message is the reason, short enough for a table."""
 
 
+class FormatError(ImageError):
+    """Bytes of a format that is not known, or not wanted here."""
+
+
+class TooLargeError(ImageError):
+    """More bytes or pixels than are wanted here."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """One image at the asked size, and the width and height of what was resized: the picture, oriented, or its box."""
@@ -71,7 +80,64 @@ def decode(
     Raises:
         ImageError: with the reason.
     """
-    image = _open(data, box)
+    return Opened(data, box).decode(size, resize, filter_)
+
+
+class Opened:
+    """An image of which only the header was read: what that says can be judged before any pixel is.
+
+    Attributes:
+        pixels: how many it has, by its header.
+        animated: whether there are more frames than the first, which is all that `decode` gives.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        box: Sequence[int] | None = None,
+        *,
+        formats: tuple[str, ...] = FORMATS,
+        most_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Read the header of `data`.
+
+        Raises:
+            FormatError: it begins like none of `formats`.
+            TooLargeError: it has more than `most_pixels`.
+            ImageError: its header is damaged.
+        """
+        if not data:
+            raise ImageError("empty file")
+        if len(data) > MAX_BYTES:
+            raise TooLargeError(f"larger than {MAX_BYTES:,} bytes")
+        self._box = box
+        with _judged():
+            self._image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+            self.pixels = self._image.width * self._image.height
+            if self.pixels > most_pixels:
+                raise TooLargeError(f"{self._image.width} x {self._image.height} is more than {most_pixels:,} pixels")
+
+    @property
+    def animated(self) -> bool:
+        with _judged():
+            return bool(getattr(self._image, "is_animated", False))
+
+    def decode(self, size: tuple[int, int], resize: Resize = "squash", filter_: Filter = "bilinear") -> Decoded:
+        """The image as `decode` gives it; asked once.
+
+        Raises:
+            ImageError: with the reason.
+        """
+        with _judged():
+            # Asked before the pixels are loaded: TIFF turns itself then, and forgets.
+            orientation = 1 if self._box is None else self._image.getexif().get(ORIENTATION, 1)
+            self._image.load()
+            upright = ImageOps.exif_transpose(self._image)
+            image = _to_rgb(upright if self._box is None else _cut(upright, self._box, orientation))
+        return _fit(image, size, resize, filter_)
+
+
+def _fit(image: Image.Image, size: tuple[int, int], resize: Resize, filter_: Filter) -> Decoded:
     height, width = size
     resample = _FILTERS[filter_]
     if resize == "pad":
@@ -109,29 +175,20 @@ def png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _open(data: bytes, box: Sequence[int] | None) -> Image.Image:
-    if not data:
-        raise ImageError("empty file")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"larger than {MAX_BYTES:,} bytes")
+@contextmanager
+def _judged() -> Iterator[None]:
+    """Turn whatever Pillow raises on untrusted bytes into an ImageError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of damaged metadata and of large sizes; the pixels decide, and the size is checked below.
+            # Pillow warns of damaged metadata and of large sizes; the pixels decide, and the size is checked here.
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
-            # Asked before the pixels are loaded: TIFF turns itself then, and forgets.
-            orientation = 1 if box is None else image.getexif().get(ORIENTATION, 1)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright if box is None else _cut(upright, box, orientation))
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image of a known format") from None
+        raise FormatError("not an image of a known format") from None
     except Image.DecompressionBombError:
-        raise ImageError("too many pixels") from None
+        raise TooLargeError("too many pixels") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes

@@ -1,0 +1,1 @@
+"""model.onnx over HTTP: no torch in these processes, and nothing of the training."""

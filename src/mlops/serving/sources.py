@@ -1,0 +1,124 @@
+"""Where models come from: a file or an object, copied once it was found to be whole, so that all workers load the same.
+
+A file may be replaced, or half written, at any time; what workers read lies in a folder of the server's own.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlops import onnx_file
+from mlops.errors import MlopsError, one_line
+from mlops.files import check_regular
+from mlops.storage import ask, open_bucket, shown
+
+# Seconds: for a question to a bucket, and for a download that stands still.
+_ANSWER, _STALL = 30.0, 90.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was at one moment: a file that nobody changes, and its SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass
+class Source:
+    """The file or address of one model, and what was last seen there.
+
+    Attributes:
+        snapshot: the last that was good.
+        refused: why the last one that was looked at is not in use.
+    """
+
+    name: str
+    where: str
+    folder: Path
+    snapshot: Snapshot | None = None
+    refused: str | None = None
+    _seen: Any = field(default=None, repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The file or address without what is secret in it."""
+        return shown(self.where) if "://" in self.where else self.where
+
+    def look(self, *, again: bool = False) -> bool:
+        """Look whether there is another file than the last time, and take it; whether `snapshot` is a new one.
+
+        With `again`, also where it does not seem to have changed.
+
+        Raises:
+            MlopsError: there is none, or it is no model that may be run. `refused` says so too.
+        """
+        try:
+            return self._look(again)
+        except MlopsError as error:
+            self.refused = "; ".join(error.problems)
+            raise
+
+    def _look(self, again: bool) -> bool:
+        try:
+            seen = self._stamp()
+        except MlopsError:
+            self._seen = None  # the same file may come back
+            raise
+        if seen == self._seen and not again:
+            return False
+        self._seen = seen
+        temporary = self.folder / f".{self.name}.{os.getpid()}.tmp"
+        try:
+            self._copy(temporary)
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self.refused = None
+            if self.snapshot is not None and sha256 == self.snapshot.sha256:
+                return False
+            onnx_file.inspect(temporary.read_bytes(), self.shown)
+            path = self.folder / f"{self.name}-{sha256}.onnx"
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.snapshot = Snapshot(path, sha256)
+        return True
+
+    def _stamp(self) -> Any:
+        """What changes when the file does."""
+        if "://" in self.where:
+            bucket = open_bucket(self.where, _ANSWER)
+            if (entry := ask(bucket, lambda: bucket.entry(""), _ANSWER)) is None:
+                raise MlopsError(f"{self.shown}: no such file; check the address")
+            return entry
+        path = Path(self.where)
+        check_regular(path, self.where)
+        if path.suffix.lower() == ".pth":
+            raise MlopsError(f"{self.where}: is a checkpoint; export it first: mlops export {self.where} -o model.onnx")
+        try:
+            told = path.stat()
+        except FileNotFoundError as error:
+            raise MlopsError(f"{self.where}: no such file; make one with: mlops export CHECKPOINT") from error
+        except (OSError, ValueError) as error:
+            raise MlopsError(f"{self.where}: cannot be read: {one_line(error)}") from error
+        if path.is_dir():
+            raise MlopsError(f"{self.where}: is a folder; name the .onnx file in it")
+        return told.st_mtime_ns, told.st_size, told.st_ino
+
+    def _copy(self, target: Path) -> None:
+        if "://" in self.where:
+            bucket, heard = open_bucket(self.where, _ANSWER), 0
+
+            def hear(count: int) -> None:
+                nonlocal heard
+                heard += count
+
+            ask(bucket, lambda: bucket.get("", target, hear), _STALL, lambda: heard)
+            return
+        try:
+            shutil.copyfile(self.where, target)
+        except OSError as error:
+            raise MlopsError(f"{self.where}: cannot be read: {error.strerror or one_line(error)}") from error
