@@ -5,7 +5,7 @@ python benchmarks/sweeps.py stopping [--root PATH]      5 seeds: all trials in f
 
 Training is what the trials' own logs say ("trained ... in 2.0 s"): the loop, its evaluations and saves. `stopping`
 draws at random, so that both sweeps of a seed try the same settings, and counts epochs beside seconds: these have no
-noise.
+noise. With --seeds 1 --first-seed N the seeds run in processes of their own, side by side.
 """
 
 import argparse
@@ -114,20 +114,18 @@ def sweep(
     return study.best_value, seconds, epochs
 
 
-def stopping(root: str | None, seeds: int, trials: int, more: Sequence[str]) -> None:
+def stopping(root: str | None, seeds: range, trials: int, min_iter: int, more: Sequence[str]) -> None:
     """Print how much stopping early saves, and what it costs."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if root is None:
-        shared, stop = ["training.epochs=9"], {"type": "hyperband", "min_iter": 1, "eta": 3}
-    else:
+    shared, stop = ["training.epochs=9"], {"type": "hyperband", "min_iter": min_iter, "eta": 3}
+    if root is not None:
         # Small enough that five seeds take an hour.
-        shared = ["data=gtsrb", f"data.root={root}", "data.image_size=32", "model.width=16", "training.epochs=9"]
-        stop = {"type": "hyperband", "min_iter": 1, "eta": 3}
+        shared += ["data=gtsrb", f"data.root={root}", "data.image_size=32", "model.width=16"]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         shared += [f"paths.processed={base / 'processed'}", *more]
-        for seed in range(seeds):
+        for seed in seeds:
             full = sweep(base / f"full-{seed}", seed, trials, None, shared)
             early = sweep(base / f"early-{seed}", seed, trials, stop, shared)
             rows.append((100 * (early[0] - full[0]), early[1] / full[1], early[2] / full[2]))
@@ -135,9 +133,9 @@ def stopping(root: str | None, seeds: int, trials: int, more: Sequence[str]) -> 
                   f"{full[1]:.0f} s and {early[1]:.0f} s ({rows[-1][1]:.0%}), {full[2]} and {early[2]} epochs "
                   f"({rows[-1][2]:.0%})", flush=True)  # fmt: skip
     points, seconds, epochs = zip(*rows, strict=True)
-    print(f"{seeds} seeds, {trials} trials each: {statistics.fmean(points):+.2f} points (worst {min(points):+.2f}); "
-          f"time {statistics.median(seconds):.0%} ({min(seconds):.0%} to {max(seconds):.0%}), epochs "
-          f"{statistics.median(epochs):.0%}")  # fmt: skip
+    print(f"{len(seeds)} seeds, {trials} trials each: {statistics.fmean(points):+.2f} points (worst "
+          f"{min(points):+.2f}); time {statistics.median(seconds):.0%} ({min(seconds):.0%} to {max(seconds):.0%}), "
+          f"epochs {statistics.median(epochs):.0%}")  # fmt: skip
 
 
 def main() -> None:
@@ -149,12 +147,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of a trial of overhead: about 2 s")
     parser.add_argument("--alone", type=int, default=6, help="processes started one by one")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--min-iter", type=int, default=1, help="epochs after which stopping may first stop a trial")
     parser.add_argument("--override", action="append", default=[], help="for all trials of stopping; repeatable")
     asked = parser.parse_args()
     if asked.what == "overhead":
         overhead(asked.trials or 30, asked.epochs, asked.alone)
     else:
-        stopping(asked.root, asked.seeds, asked.trials or 16, asked.override)
+        seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+        stopping(asked.root, seeds, asked.trials or 16, asked.min_iter, asked.override)
 
 
 if __name__ == "__main__":

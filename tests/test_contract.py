@@ -80,7 +80,7 @@ def change(section: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (change("data", counts={"train": 1, "val": -1, "test": 0}), "data.counts.val=-1: must be at least 0"),
         (change("environment", threads=0), "environment.threads=0: must be at least 1"),
         (change("environment", precision="fp8"), "environment.precision=fp8: must be one of fp32, bf16, fp16"),
-        (change("metrics", val_loss=-2e9), "metrics.val_loss=-2000000000.0: must be at most 1e+09 in size"),
+        (change("metrics", val_loss=-2e39), "metrics.val_loss=-2e+39: must be at most 1e+39 in size"),
         (change("metrics", epoch=2), "metrics.epoch=2: must be the kept epoch, epoch=1"),
         (lambda told: told.update(epoch=0), "metrics.epoch=1: must be the kept epoch, epoch=0, from 1"),
         (lambda told: told.update(epoch=2), "epoch=2: must be from 0 to 1, the epochs of history"),
@@ -115,6 +115,12 @@ def test_a_value_out_of_place_is_named(alter: Callable[[dict[str, Any]], None], 
     told = complete()
     alter(told)
     assert any(found.startswith(problem) for found in contract.check(told)), contract.check(told)
+
+
+def test_a_loss_may_be_as_large_as_batch_norm_makes_it_at_first():
+    told = complete()
+    told["metrics"]["val_loss"] = told["history"][0]["val_loss"] = 154_959_003_648.0
+    assert contract.check(told) == []
 
 
 @pytest.mark.parametrize(

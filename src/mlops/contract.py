@@ -75,7 +75,8 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 # What `data.image_size` may be at most.
 _LARGEST_SIDE = 2048
 _MOST_CLASSES = _MOST_EPOCHS = 100_000
-_LARGEST_METRIC = 1e9
+# A loss may be this large for an epoch, while batch norm has seen little, and come down.
+_LARGEST_METRIC = 1e39
 _STD, _TEMPERATURE = (1e-6, 1e6), (1e-3, 1e3)
 # Deeper is no config; a reader that descends by calling itself would find no ground.
 _DEEPEST = 32

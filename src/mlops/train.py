@@ -131,7 +131,7 @@ def train(config: Config, run: "Run") -> None:  # noqa: PLR0915 - the run is mea
     schedule = build_schedule(settings.schedule, settings.epochs * steps)
     highest = optimizer.param_groups[0]["lr"]
     step = make_step(
-        forward=compile_model(model) if settings.compile else model,
+        forward=compile_model(model, autocast) if settings.compile else model,
         optimizer=optimizer,
         schedule=schedule,
         loss_function=build_loss(

@@ -1,5 +1,6 @@
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +246,21 @@ def test_auto_is_bf16_only_where_the_hardware_has_it_else_fp16_with_a_scaler_on_
 def test_a_compiled_network_takes_the_same_step():
     plain, fast = network(), network()
     expected = stepper(plain)[1](batch())
-    found = stepper(fast, forward=compile_model(fast))[1](batch())
+    found = stepper(fast, forward=compile_model(fast, nullcontext))[1](batch())
     torch.testing.assert_close(found, expected)
     for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_compiled_for_one_precision_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = []
+    for dtype in (torch.bfloat16, torch.float16):
+        torch._dynamo.reset()  # as in another process
+        found.append(compile_model(network(), lambda dtype=dtype: torch.autocast("cpu", dtype))(batch().images).dtype)
+    assert found == [torch.bfloat16, torch.float16]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -257,4 +269,4 @@ def test_a_network_that_cannot_be_compiled_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch._dynamo.reset()
     with pytest.raises(MlopsError, match=r"training\.compile=true: Sequential cannot be compiled on this machine"):
-        compile_model(network())(batch().images)
+        compile_model(network(), nullcontext)(batch().images)

@@ -52,8 +52,11 @@ def pick_autocast(
     return precision, lambda: torch.autocast(device.type, dtype), scaler
 
 
-def compile_model(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def compile_model(model: nn.Module, autocast: Autocast) -> Callable[[Tensor], Tensor]:
     """`model` through torch.compile. It compiles at the first batch, and again when the layers that learn change.
+
+    The precision is entered inside of what is compiled: torch before 2.15 kept on disk whether there was one, but not
+    which, and gave an fp16 run what it had compiled for bf16.
 
     The returned callable raises:
         MlopsError: this machine cannot compile it.
@@ -61,7 +64,12 @@ def compile_model(model: nn.Module) -> Callable[[Tensor], Tensor]:
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    fast = torch.compile(model)
+    def compute(images: Tensor) -> Tensor:
+        with autocast():
+            output: Tensor = model(images)
+        return output
+
+    fast = torch.compile(compute)
 
     def forward(images: Tensor) -> Tensor:
         try:
