@@ -112,28 +112,29 @@ def diff(c, first, second):
         "checkpoint": "the file to export",
         "output": "the file to write; model.onnx beside the checkpoint when left out",
         "data": "a folder, .tar or .zip of images to compare the answers on; else the own validation images",
+        "quantize": "int8: compute in eight bits",
+        "prune": "take out this share of the channels, such as 0.3, and train again for a few epochs",
     }
 )
-def export(c, checkpoint=LATEST, output=None, data=None):
+def export(c, checkpoint=LATEST, output=None, data=None, quantize=None, prune=None):  # noqa: PLR0917 - its options
     """Write a checkpoint as ONNX: one file that runs without torch and was seen to answer alike."""
-    options = [*(["--output", output] if output else []), *(["--data", data] if data else [])]
+    given = {"--output": output, "--data": data, "--quantize": quantize, "--prune": prune}
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
     _become("-m", "mlops.cli", "export", checkpoint, *options)
 
 
 @task(
-    iterable=["model"],
+    iterable=["file"],
     help={
-        "model": "[NAME=]FILE: what mlops export wrote; repeatable; models/latest/model.onnx when left out",
-        "port": "port to listen at",
-        "workers": "processes that answer; one for each processor when left out",
-        "config": "a YAML file with ensembles, aliases, limits and keys",
-        "reload": "load a model again when its file changes",
+        "file": "model.onnx or best_model.pth; repeatable, and the first is the measure",
+        "data": "a folder, .tar or .zip of images in folders named as classes; else the own validation images",
+        "threads": "of each model; 0 is one for each core",
     },
 )
-def api(c, model, port=8000, workers=None, config=None, *, reload=False):
-    """Answer over HTTP which class is on a picture (all options: mlops serve --help)."""
-    options = [*(["--workers", str(workers)] if workers else []), *(["--config", config] if config else [])]
-    _become("-m", "mlops.cli", "serve", *model, "--port", str(port), *options, *(["--reload"] if reload else []))
+def bench(c, file, data=None, threads=1):
+    """Measure models side by side: -f models/latest/best_model.pth -f models/latest/model.onnx."""
+    options = ["--threads", str(threads), *(["--data", data] if data else [])]
+    _become("-m", "mlops.cli", "bench", *file, *options)
 
 
 @task(

@@ -67,6 +67,59 @@ def test_what_is_no_image_is_refused_in_words(tmp_path: Path):
         read.predict(np.zeros((1, 9, 8, 3), np.uint8))
 
 
+def of_features(**told: Any) -> ModelProto:
+    """Two classes by the sign of a sum of three numbers, with metadata as `mlops adopt` writes it."""
+    made = parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20]>
+        sign (float[N, 3] features) => (float[N, 2] probabilities) { probabilities = MatMul (features, weights) }"""
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.full((3, 2), 0.5, np.float32), "weights"))
+    told = TOLD | {"input": {"features": 3, "names": None}} | told
+    helper.set_model_props(made, {key: json.dumps(value) for key, value in told.items()})
+    return made
+
+
+def test_a_model_may_take_rows_of_numbers(tmp_path: Path):
+    images = OnnxModel.read(save(tmp_path / "m.onnx", model()), threads=1)
+    rows = OnnxModel.read(save(tmp_path / "f.onnx", of_features()), threads=1)
+    assert (images.kind, rows.kind) == ("images", "features")
+    assert rows.predict(np.array([[1, 2, 3]], dtype=np.float32)).tolist() == [[3, 3]]
+    for wrong in (
+        np.zeros((1, 3)),
+        np.zeros((1, 4), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros((0, 3), np.float32),
+    ):
+        with pytest.raises(ValueError, match=r"must be float32 \[N, 3\]"):
+            rows.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"features": 0, "names": None}, "does not say how features go in"),
+        ({"features": True, "names": None}, "does not say how features go in"),
+        ({"features": 10**7, "names": None}, "does not say how features go in"),
+        ({"features": 3}, "does not say how features go in"),
+        ({"features": 3, "names": ["a", "b"]}, "does not say how features go in"),
+        ({"features": 3, "names": ["a", "b", 3]}, "does not say how features go in"),
+        ({"features": 3, "names": None, "height": 8}, "does not say how features go in"),
+        ({"features": 4, "names": None}, "does not take features as its metadata says"),
+        (INPUT, "does not take images as its metadata says"),
+    ],
+)
+def test_metadata_of_features_that_does_not_fit_is_one_line(given: dict[str, Any], words: str, tmp_path: Path):
+    with pytest.raises(MlopsError, match=words):
+        OnnxModel.read(save(tmp_path / "f.onnx", of_features(input=given)))
+
+
+def test_with_one_thread_nothing_spins_beside_the_caller(tmp_path: Path):
+    model_ = OnnxModel.read(save(tmp_path / "m.onnx", model()), threads=1)
+    options = model_._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def external(tensor: TensorProto, path: str = "../../secret") -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL

@@ -28,6 +28,7 @@ def test_the_list_reads_as_a_menu():
         "diff",
         "reproduce",
         "export",
+        "bench",
         "publish",
         "data-remote",
         "data-pull",

@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(data_cli.app, name="data")
 
 LATEST = "models/latest/best_model.pth"
+LATEST_ONNX = "models/latest/model.onnx"
 
 Allow = Annotated[
     list[str] | None,
@@ -188,20 +189,33 @@ def report(
 
 @app.command()
 def predict(
+    # Both are checked below, not by Typer (readable, a default): its message is a box of several lines.
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="best_model.pth of a run, or model.onnx of mlops export: a file, or an address such as "
-            "gs://bucket/model.onnx",
+            "gs://bucket/model.onnx; none with --url",
             metavar="MODEL",
         ),
-    ],
-    # Not checked by Typer (readable), whose message is a box of several lines.
+    ] = None,
     images: Annotated[
-        list[Path], typer.Argument(help="Image files, or folders that are searched for them", readable=False)
-    ],
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders that are searched for them", metavar="IMAGE", readable=False),
+    ] = None,
     csv_file: Annotated[
         str | None, typer.Option("--csv", help="Write a CSV here instead of a table; - is standard output.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask an mlops serve instead, such as http://localhost:8000.", metavar="URL")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--model", help="With --url: which of its models; its default when left out.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --url: a file with the API key; the environment's MLOPS_API_KEY when left out.", readable=False
+        ),
     ] = None,
     allow: Allow = None,
 ) -> None:
@@ -209,15 +223,24 @@ def predict(
     from mlops import registry
     from mlops.tables import predictions_as_csv, show_predictions
 
-    with registry.opened(model) as path:
-        if path.suffix.lower() == ".onnx":
-            from mlops.evaluation.predict import predict_with_onnx
+    if url is not None:
+        from mlops.evaluation.served import key_of, predict_served
 
-            predictions, unreadable = predict_with_onnx(path, images)
-        else:
-            from mlops.evaluation.run import predict_images
+        # The first word is an image like the others then.
+        words = [*([Path(model)] if model is not None else []), *(images or [])]
+        _check_served(url, words, allow)
+        predictions, unreadable = predict_served(url, words, name, key_of(key_file))
+    else:
+        model, images = _checked_here(model, images, {"--model": name, "--key-file": key_file})
+        with registry.opened(model) as path:
+            if path.suffix.lower() == ".onnx":
+                from mlops.evaluation.predict import predict_with_onnx
 
-            predictions, unreadable = predict_images(path, images, allow or ())
+                predictions, unreadable = predict_with_onnx(path, images)
+            else:
+                from mlops.evaluation.run import predict_images
+
+                predictions, unreadable = predict_images(path, images, allow or ())
     if csv_file is None:
         show_predictions(predictions)
     elif csv_file == "-":
@@ -228,6 +251,32 @@ def predict(
         write_text(Path(csv_file), predictions_as_csv(predictions))
     if unreadable:
         raise MlopsError([f"{path}: {reason}" for path, reason in unreadable])
+
+
+_PREDICT = "mlops predict MODEL IMAGE..., or mlops predict --url URL IMAGE..."
+
+
+def _check_served(url: str, words: list[Path], allow: list[str] | None) -> None:
+    if allow:
+        raise MlopsError("--allow: is for checkpoints on this machine; leave it out with --url")
+    if not words:
+        raise MlopsError(f"--url={url}: name an image or a folder as well: {_PREDICT}")
+    if words[0].suffix.lower() in (".pth", ".onnx"):
+        raise MlopsError(f"{words[0]}: leave it out: with --url the server has the models; --model NAME names one")
+
+
+def _checked_here(
+    model: str | None, images: list[Path] | None, served_only: dict[str, object]
+) -> tuple[str, list[Path]]:
+    if given := [option for option, value in served_only.items() if value is not None]:
+        raise MlopsError(f"{given[0]}: is for a server; give its --url, or leave {given[0]} out: {_PREDICT}")
+    if model is None:
+        raise MlopsError(f"name a model and an image: {_PREDICT}")
+    if model.startswith(("http://", "https://")):
+        raise MlopsError(f"{model}: is a server, not a model; put --url before it")
+    if not images:
+        raise MlopsError(f"{model}: name an image or a folder as well: {_PREDICT}")
+    return model, images
 
 
 @app.command()
@@ -283,7 +332,8 @@ def adopt(
     weights: Annotated[
         str,
         typer.Argument(
-            help="A state dict by torch.save, plain or wrapped, or a .safetensors: a file or an address",
+            help="A state dict by torch.save, plain or wrapped, a .safetensors, or a whole model as .onnx: a file or "
+            "an address",
             metavar="WEIGHTS",
         ),
     ],
@@ -308,7 +358,12 @@ def adopt(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The checkpoint to write; models/<name of WEIGHTS>/best_model.pth when left out."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write; models/<name of WEIGHTS>/best_model.pth, or model.onnx of a .onnx, when left out.",
+            metavar="FILE",
+        ),
     ] = None,
     mean: Annotated[
         str | None,
@@ -337,17 +392,41 @@ def adopt(
             metavar="KEY",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="Of a .onnx, what its graph does not tell: images:nchw|nhwc,0-1|0-255,rgb|bgr, such as images:0-1, or "
+            "features:512, or features:NAME,NAME.",
+            metavar="KIND:WORDS",
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a .onnx, what it gives: logits or probabilities, found by trying when left out; logits:NAME takes "
+            "one of several outputs.",
+            metavar="KIND",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     allow: Allow = None,
 ) -> None:
-    """Make a checkpoint of weights that another program trained: checked, complete, and marked as adopted."""
+    """Make a checkpoint of weights, or a model of a .onnx, from elsewhere: checked, complete and marked so."""
     from mlops import registry
     from mlops.adoption.adopt import adopt as adopt_weights
     from mlops.adoption.described import Described
-    from mlops.tables import show_adopted
+    from mlops.tables import show_adopted, show_adopted_onnx
 
     described = Described(model, parameters or (), classes, size, mean, std, resize, filter_, entry)
     with registry.opened(weights) as path:
+        if path.suffix.lower() == ".onnx":
+            from mlops.adoption.onnx_model import adopt_onnx
+
+            show_adopted_onnx(adopt_onnx(path, output, described, said=input_, scores=scores, force=force))
+            return
+        if said := [name for name, value in (("--input", input_), ("--scores", scores)) if value is not None]:
+            raise MlopsError([f"{name}: goes with a model that ends in .onnx, not with weights" for name in said])
         adopted = adopt_weights(path, output, described, force=force, allow=allow or ())
     show_adopted(adopted)
 
@@ -372,18 +451,144 @@ def export(
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Compare on at most so many.")] = 1000,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: let the network compute in eight bits, calibrated on --data or on validation images.",
+            metavar="int8",
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            help="Take out this share of the channels (0.3), then train on the checkpoint's own data.", metavar="SHARE"
+        ),
+    ] = None,
+    finetune_epochs: Annotated[int, typer.Option(help="How long, after --prune.", metavar="EPOCHS")] = 5,
+    allow_loss: Annotated[
+        float,
+        typer.Option(help="Points of accuracy that --prune, and --quantize, may cost at most.", metavar="POINTS"),
+    ] = 0.5,
     processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
     allow: Allow = None,
 ) -> None:
     """Write a checkpoint as ONNX: one file that runs without torch and was seen to answer alike."""
+    import logging
+
     from mlops import registry
     from mlops.export.run import export_checkpoint
+    from mlops.export.smaller import Smaller
+    from mlops.progress import ConsoleHandler
     from mlops.tables import show_export
 
+    if prune is not None:
+        logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
+        logging.getLogger("mlops").setLevel(logging.INFO)  # the exporter's own would tell of each of its passes
     file = output or registry.folder_of(checkpoint) / "model.onnx"
+    smaller = Smaller(quantize, prune, finetune_epochs, allow_loss)
     with registry.opened(checkpoint) as path:
-        exported = export_checkpoint(path, file, data, processed, allow or (), images=images)
+        exported = export_checkpoint(path, file, data, processed, allow or (), images=images, smaller=smaller)
     show_export(exported)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="model.onnx of mlops export or adopt: a file, or an address such as gs://bucket/model.onnx; with "
+            f"NAME= in front, under that name. {LATEST_ONNX} when left out",
+            metavar="[NAME=]FILE...",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with ensembles, aliases, limits, keys: see docs/serving.md.", metavar="FILE"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 is any that is free.")] = 8000,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer; one for each processor when left out.", metavar="N")
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Load a model again when its file changes.")] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the API keys that are let in, as lines of mlops new-key; MLOPS_API_KEYS holds lines too. "
+            "Without any, everybody is.",
+            metavar="FILE",
+        ),
+    ] = None,
+    admin_host: Annotated[str, typer.Option(help="Address of metrics and administration.")] = "127.0.0.1",
+    admin_port: Annotated[
+        int | None, typer.Option(help="Their port; the one after --port when left out.", metavar="PORT")
+    ] = None,
+) -> None:
+    """Answer over HTTP which class is on a picture. No torch; stop it with Ctrl-C or SIGTERM."""
+    from mlops.serving.start import start
+
+    raise typer.Exit(
+        start(
+            models or [],
+            config,
+            keys,
+            (host, port, admin_host, admin_port),
+            workers,
+            default=LATEST_ONNX,
+            reload=reload,
+        )
+    )
+
+
+@app.command()
+def new_key(name: Annotated[str, typer.Argument(help="Whose key it is", metavar="NAME")]) -> None:
+    """Make an API key: the key itself, to give away, and the line for the file of mlops serve --keys."""
+    from mlops.serving.keys import new_key as make
+
+    key, line = make(name)
+    typer.echo(f"key   {key}\nline  {line}")
+
+
+@app.command()
+def bench(
+    # Not checked by Typer, whose message is a box of several lines.
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="model.onnx and best_model.pth, files or addresses; the first is the measure", metavar="FILE"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder, .tar or .zip of images to score them on, in folders named as classes; each model's own "
+            "validation images, where they are prepared, when left out."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of each model; 0 is one for each core.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    rounds: Annotated[int, typer.Option(help="How often the models take turns.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    processed: Annotated[Path, typer.Option(help="Where prepared data lies.")] = Path("data/processed"),
+    allow: Allow = None,
+) -> None:
+    """Measure models side by side: latency, throughput, accuracy, and how many times the first one's speed."""
+    from contextlib import ExitStack
+
+    from mlops import registry
+    from mlops.export.bench import Settings
+    from mlops.export.bench import bench as measure
+    from mlops.tables import show_bench
+
+    if not files:
+        raise MlopsError("FILE: is missing; name one or more models: mlops bench best_model.pth model.onnx")
+    with ExitStack() as stack:
+        opened = [(stack.enter_context(registry.opened(file)), registry.name_of(file)) for file in files]
+        found = measure(opened, data, processed, allow or (), Settings(threads, batch, rounds))
+    if as_json:
+        _print(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    else:
+        show_bench(found)
 
 
 @app.command()

@@ -4,7 +4,7 @@ An ONNX file is a Protocol Buffers message. Here its fields are walked without t
 would need for nothing else: https://protobuf.dev/programming-guides/encoding and onnx.proto3 of ONNX 1.23.
 
 What is refused: weights in other files (their paths may lead anywhere), operators of other people's libraries, and
-anything that was not written by `mlops export`.
+anything that was not written by `mlops export` or `mlops adopt`.
 """
 
 import json
@@ -27,6 +27,8 @@ _LOOPS = ("Loop", "Scan", "If")
 _INPUT = {"height", "width", "channels", "mean", "std", "resize", "filter", "crop", "resizes"}
 # As `data.image_size`.
 _LARGEST_SIDE = 2048
+# Of one row that is no image.
+MOST_FEATURES = 1_000_000
 # A message of Protocol Buffers cannot be larger.
 MOST_BYTES = 2**31 - 1
 # As deep as libraries of Protocol Buffers go.
@@ -56,22 +58,31 @@ class OnnxFile:
 
 
 def read(path: Path) -> OnnxFile:
-    """Read a model that `mlops export` wrote.
+    """Read a model that `mlops export` or `mlops adopt` wrote.
 
     Raises:
         MlopsError: it is missing, no ONNX file, of a later format, without our metadata, or unsafe.
+    """
+    content = read_bytes(path)
+    return OnnxFile(content, inspect(content, str(path)))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that may be an ONNX file.
+
+    Raises:
+        MlopsError: it is missing, cannot be read, or is larger than any.
     """
     check_regular(path, str(path))
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise MlopsError(f"{path}: is larger than {MOST_BYTES:,} bytes; that is no ONNX file")
         with path.open("rb") as file:
-            content = file.read(size)  # no more, should it grow meanwhile
+            return file.read(size)  # no more, should it grow meanwhile
     except FileNotFoundError as error:
         raise MlopsError(f"{path}: no such file; make one with: mlops export CHECKPOINT -o {path}") from error
     except OSError as error:
         raise MlopsError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
-    return OnnxFile(content, inspect(content, str(path)))
 
 
 def inspect(content: bytes, where: str) -> dict[str, Any]:
@@ -79,6 +90,20 @@ def inspect(content: bytes, where: str) -> dict[str, Any]:
 
     Raises:
         MlopsError: as `read`; `where` names the file in it.
+    """
+    return _check_metadata(check_safe(content, where), where)
+
+
+def is_ours(texts: Mapping[str, str]) -> bool:
+    """Whether metadata, as `check_safe` gives it, is that of a model of this project."""
+    return {"format", "classes", "input"} <= set(texts)
+
+
+def check_safe(content: bytes, where: str) -> dict[str, str]:
+    """Refuse a model that nobody should run, whoever wrote it. Returns its metadata, as it stands there.
+
+    Raises:
+        MlopsError: it is damaged, keeps weights elsewhere, has operators that are none of ONNX, or loops.
     """
     try:
         found = _walk(content)
@@ -93,7 +118,7 @@ def inspect(content: bytes, where: str) -> dict[str, Any]:
         raise MlopsError(f"{where}: uses operators of {', '.join(foreign)}, which are none of ONNX; export it without")
     if loops := sorted(found.operators.intersection(_LOOPS)):
         raise MlopsError(f"{where}: uses {', '.join(loops)}, whose time no size tells; export a network without")
-    return _check_metadata(found.metadata, where)
+    return found.metadata
 
 
 class _DamagedError(Exception):
@@ -185,8 +210,11 @@ def _text(value: int | memoryview) -> str:
 
 def _check_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     """Our metadata as values, every one of which stands as JSON in the file."""
-    if not {"format", "classes", "input"} <= set(texts):
-        raise MlopsError(f"{where}: does not say its classes and its input; write it with mlops export")
+    if not is_ours(texts):
+        raise MlopsError(
+            f"{where}: does not say its classes and its input; write it with mlops export, or take it in with mlops "
+            "adopt"
+        )
     try:
         told = {key: json.loads(text) for key, text in texts.items()}
     except (ValueError, RecursionError) as error:
@@ -200,15 +228,28 @@ def _check_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     classes, given = told["classes"], told["input"]
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise MlopsError(f"{where}: its metadata names no classes; export it again")
-    sizes = [given.get(side) for side in ("height", "width")] if isinstance(given, dict) else []
-    if (
-        len(sizes) != 2
-        or not all(type(size) is int and 0 < size <= _LARGEST_SIDE for size in sizes)
-        or given.get("resize") not in get_args(Resize)
-        or given.get("filter") not in get_args(Filter)
-        or not isinstance(given.get("resizes"), bool)
-        or given.get("crop", "") not in (None, "roi")
-        or not _INPUT.issuperset(given)
-    ):
-        raise MlopsError(f"{where}: its metadata does not say how images go in; export it again")
+    if not (_takes_features(given) or _takes_images(given)):
+        what = "features" if isinstance(given, dict) and "features" in given else "images"
+        raise MlopsError(f"{where}: its metadata does not say how {what} go in; export it again")
     return told
+
+
+def _takes_images(given: Any) -> bool:
+    sizes = [given.get(side) for side in ("height", "width")] if isinstance(given, dict) else []
+    return (
+        len(sizes) == 2
+        and all(type(size) is int and 0 < size <= _LARGEST_SIDE for size in sizes)
+        and given.get("resize") in get_args(Resize)
+        and given.get("filter") in get_args(Filter)
+        and isinstance(given.get("resizes"), bool)
+        and given.get("crop", "") in (None, "roi")
+        and _INPUT.issuperset(given)
+    )
+
+
+def _takes_features(given: Any) -> bool:
+    if not isinstance(given, dict) or set(given) != {"features", "names"}:
+        return False
+    count, names = given["features"], given["names"]
+    named = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
+    return type(count) is int and 0 < count <= MOST_FEATURES and (names is None or named)

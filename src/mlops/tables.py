@@ -17,6 +17,7 @@ from mlops.errors import printable, shorten
 
 if TYPE_CHECKING:
     from mlops.adoption.adopt import Adopted
+    from mlops.adoption.onnx_model import AdoptedOnnx
     from mlops.config import TrainingConfig
     from mlops.data.prepare import Prepared
     from mlops.evaluation.predict import Prediction
@@ -99,6 +100,37 @@ def show_adopted(adopted: "Adopted") -> None:
             ("use it", to_copy("mlops", "predict", adopted.path, "PICTURE_OR_FOLDER")),
         ],
     )
+
+
+def show_adopted_onnx(adopted: "AdoptedOnnx") -> None:
+    """What came of a model of another program, every assumption that was made about it, and what to do next."""
+    metadata = adopted.metadata
+    classes, given, images = metadata["classes"], metadata["input"], "features" not in metadata["input"]
+    size = "" if not images else f"{given['height']} x {given['width']}"
+    takes = (
+        f"images uint8 [N, H, W, 3] {f'of any size, made into {size}' if given['resizes'] else f'of {size} only'}"
+        if images
+        else f"features float32 [N, {given['features']}]"
+    )
+    pairs(
+        "Adopted",
+        [
+            ("model", adopted.path),
+            ("from", f"{metadata['adopted']['file']}, SHA-256 {metadata['adopted']['sha256'][:12]}"),
+            ("recognises", f"{len(classes)} classes: {shorten(classes, 8)}"),
+            ("takes", takes),
+            *(("assumed", assumption) for assumption in adopted.assumed),
+            ("checked", f"noise gives {len(classes)} probabilities, alone as together"),
+        ],
+    )
+    if images:
+        pairs(
+            "Next",
+            [
+                ("are the assumptions right", to_copy("mlops", "bench", adopted.path, "--data", "LABELLED_PICTURES")),
+                ("use it", to_copy("mlops", "predict", adopted.path, "PICTURE_OR_FOLDER")),
+            ],
+        )
 
 
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
@@ -207,6 +239,10 @@ def show_export(exported: "Exported") -> None:
     parity = exported.metadata["parity"]
     native, resized, given = parity["native"], parity["resized"], exported.metadata["input"]
     size = f"{given['height']} x {given['width']}"
+    pruned, quantized = exported.metadata.get("pruned"), exported.metadata.get("quantized")
+    checkpoint = "the pruned network" if pruned else "the checkpoint"
+    exact = f"probabilities differ from {checkpoint}'s by {native['largest_difference']:.1e} at most"
+    alike = f"{native.get('agreement', 1):.2%} get the same class as from {checkpoint}"
     pairs(
         "Exported",
         [
@@ -214,11 +250,9 @@ def show_export(exported: "Exported") -> None:
             ("size", f"{exported.bytes / 1e6:,.1f} MB, all in one file"),
             ("takes", f"images uint8 [N, H, W, 3] {'of any size' if given['resizes'] else f'of {size} only'}"),
             ("gives", f"probabilities of {len(exported.metadata['classes'])} classes"),
-            (
-                f"at {size}",
-                f"probabilities differ from the checkpoint's by {native['largest_difference']:.1e} at most, on "
-                f"{native['images']:,} {native['of']}",
-            ),
+            *([("pruned", _show_pruned(pruned))] if pruned else []),
+            *([("quantised", _show_quantized(quantized))] if quantized else []),
+            (f"at {size}", f"{alike if quantized else exact}, on {native['images']:,} {native['of']}"),
             (
                 "other sizes",
                 f"{resized['agreement']:.2%} get the same class, resized by the model itself, of "
@@ -229,7 +263,71 @@ def show_export(exported: "Exported") -> None:
             *([("not on its data", exported.missing)] if exported.missing else []),
         ],
     )
-    pairs("Next", [("use it", to_copy("mlops", "predict", exported.path, "PICTURE_OR_FOLDER"))])
+    pairs(
+        "Next",
+        [
+            ("use it", to_copy("mlops", "predict", exported.path, "PICTURE_OR_FOLDER")),
+            *(
+                [("how fast is it", to_copy("mlops", "bench", "CHECKPOINT", exported.path))]
+                if pruned or quantized
+                else []
+            ),
+        ],
+    )
+
+
+def _show_pruned(told: Mapping[str, Any]) -> str:
+    left = {name: told[name]["after"] / told[name]["before"] for name in ("weights", "operations")}
+    return (
+        f"{told['share']:.0%} of the channels: {left['weights']:.0%} of the weights and {left['operations']:.0%} of "
+        f"the operations are left; after {told['epochs']} epochs {_show_loss(told['accuracy'])}"
+    )
+
+
+def _show_quantized(told: Mapping[str, Any]) -> str:
+    scored = (
+        _show_loss(told["accuracy"])
+        if told["accuracy"]
+        else f"{told['agreement']:.2%} of {told['images']:,} {told['of']} get the same class"
+    )
+    return f"{told['to']}, calibrated on {told['calibrated_on']:,} images; {scored}"
+
+
+def _show_loss(accuracy: Mapping[str, Any]) -> str:
+    return (
+        f"accuracy {accuracy['after']:.2%}, before {accuracy['before']:.2%}, of {accuracy['images']:,} {accuracy['of']}"
+    )
+
+
+def show_bench(found: Mapping[str, Any]) -> None:
+    """Models side by side, the first as the measure."""
+    threads = found["threads"] or f"all {found['cores']}"
+    grid(
+        f"{threads} thread{'s' if threads != 1 else ''}, batches of {found['batch']}",
+        ("file", "MB", "p50 ms", "p99 ms", "images/s", "times the first", "accuracy"),
+        [
+            (
+                row["file"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['latency_ms']['p50']:.2f}",
+                f"{row['latency_ms']['p99']:.2f}",
+                f"{row['images_per_second']['median']:,.0f}",
+                f"{row['ratio']['median']:.2f} ({row['ratio']['lowest']:.2f}-{row['ratio']['highest']:.2f})",
+                "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+            )
+            for row in found["models"]
+        ],
+    )
+    said = f"images/s and times: median (lowest to highest) of {found['rounds']} rounds, in which the models took turns"
+    out.print(said, soft_wrap=True)
+    scored = sorted({row["images"] for row in found["models"] if row["images"]})
+    if found["scored_on"]:
+        told = f"accuracy on {' or '.join(f'{n:,}' for n in scored)} images: {found['scored_on']}"
+        out.print(printable(told), soft_wrap=True)
+    else:
+        out.print(
+            "no accuracy: the models' own data is not prepared here; name labelled images with --data", soft_wrap=True
+        )
 
 
 def show_predictions(predictions: Sequence["Prediction"]) -> None:

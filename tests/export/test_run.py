@@ -128,7 +128,7 @@ def test_predict_says_the_same_by_either_file(mlops: Command):
 BLOCKED = ("torch", "onnx", "onnxscript", "omegaconf", "hydra", "yaml", "sklearn", "torchmetrics", "filelock", "wandb")
 
 
-def test_predict_needs_nothing_of_the_training(made: Path):
+def test_predict_needs_nothing_of_the_training_and_says_what_the_checkpoint_says(made: Path, mlops: Command):
     code = (
         f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\n"
         "from mlops.cli import main\nmain(['predict', 'model.onnx', 'pictures/red', '--csv', '-'])"
@@ -136,6 +136,10 @@ def test_predict_needs_nothing_of_the_training(made: Path):
     done = subprocess.run([sys.executable, "-c", code], cwd=made, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 21
+    by_torch = csv.reader(io.StringIO(mlops("predict", "best_model.pth", "pictures/red", "--csv", "-").out))
+    for (path, label, chance), expected in zip(csv.reader(io.StringIO(done.stdout)), by_torch, strict=True):
+        assert (path, label) == tuple(expected[:2])
+        assert label == "label" or abs(float(chance) - float(expected[2])) <= 1e-5
 
 
 def test_predict_lists_what_it_cannot_read(mlops: Command, tmp_path: Path):

@@ -42,6 +42,11 @@ def predict_with_onnx(path: Path, images: Sequence[Path]) -> tuple[list[Predicti
     from mlops.inference import OnnxModel
 
     model = OnnxModel.read(path)
+    if model.kind != "images":
+        raise MlopsError(
+            f"{path}: takes {model.input['features']} features in a row, not images; serve it with mlops serve, or ask "
+            "it by mlops.inference.OnnxModel"
+        )
 
     def classify(pixels: Pixels) -> npt.NDArray[np.floating[Any]]:
         parts = range(0, len(pixels), _ONNX_BATCH)

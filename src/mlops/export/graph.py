@@ -42,17 +42,18 @@ def build_graph(model: nn.Module, given: Mapping[str, Any], num_classes: int, te
     Raises:
         MlopsError: the network has something that ONNX has no operators for, or is too large for one file.
     """
-    if sum(t.nbytes for t in model.state_dict().values()) > MOST_BYTES * 0.99:
-        raise MlopsError(f"export: {type(model).__name__} has more weights than the 2 GiB that one ONNX file can hold")
+    return assemble(trace(model, given["height"], given["width"]), given, num_classes, temperature)
+
+
+def assemble(network: ModelProto, given: Mapping[str, Any], num_classes: int, temperature: float) -> ModelProto:
+    """A network's graph, `pixels` to `logits`, with all that stands around it. As `build_graph`."""
     prepared = compose.merge_models(
-        _own(_preparation(given), "mlops_input/"),
-        _network(model, given["height"], given["width"]),
-        io_map=[("pixels", "pixels")],
+        own_names(_preparation(given), "mlops_input/"), network, io_map=[("pixels", "pixels")]
     )
     graph = compose.merge_models(
-        prepared, _own(_answer(num_classes, temperature), "mlops_output/"), io_map=[("logits", "logits")]
+        prepared, own_names(_answer(num_classes, temperature), "mlops_output/"), io_map=[("logits", "logits")]
     )
-    _tidy(graph)
+    tidy(graph, {"": OPSET})
     onnx.checker.check_model(graph, full_check=True)
     return graph
 
@@ -61,7 +62,7 @@ def _preparation(given: Mapping[str, Any]) -> ModelProto:
     """Images as they are stored to pixels as the network takes them, float32 `[N, 3, height, width]`."""
     height, width = given["height"], given["width"]
     sides = "H, W" if resizes(given["filter"]) else f"{height}, {width}"
-    resized, constants = ("images", {}) if not resizes(given["filter"]) else _resizing(given)
+    resized, constants = ("images", {}) if not resizes(given["filter"]) else resizing(given)
     steps = resized if resized != "images" else "resized = Identity (images)"
     model = parser.parse_model(
         f"""{_HEADER} prepare (uint8[N, {sides}, 3] images) => (float[N, 3, {height}, {width}] pixels) {{
@@ -73,7 +74,7 @@ def _preparation(given: Mapping[str, Any]) -> ModelProto:
             pixels = Div (centred, std)
         }}"""
     )
-    _fill(
+    fill(
         model,
         highest=np.float32(255),
         mean=np.array(given["mean"], dtype=np.float32).reshape(1, 3, 1, 1),
@@ -83,8 +84,8 @@ def _preparation(given: Mapping[str, Any]) -> ModelProto:
     return model
 
 
-def _resizing(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The steps from `images` to `resized`, uint8 `[N, height, width, 3]`, and their constants."""
+def resizing(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The steps in ONNX's text form from `images` to `resized`, uint8 `[N, height, width, 3]`, and their constants."""
     resize = f"Resize <{_FILTERS[given['filter']]}>"
     native = np.array([given["height"], given["width"]])
     common = "count = Shape <start = 0, end = 1> (images)"
@@ -125,8 +126,14 @@ def _resizing(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _network(model: nn.Module, height: int, width: int) -> ModelProto:
-    """The network itself, as torch exports it: `pixels` to `logits`."""
+def trace(model: nn.Module, height: int, width: int) -> ModelProto:
+    """The network itself, as torch exports it: `pixels` float32 `[N, 3, height, width]`, normalised, to `logits`.
+
+    Raises:
+        MlopsError: as `build_graph`.
+    """
+    if sum(t.nbytes for t in model.state_dict().values()) > MOST_BYTES * 0.99:
+        raise MlopsError(f"export: {type(model).__name__} has more weights than the 2 GiB that one ONNX file can hold")
     example = torch.zeros(2, 3, height, width)
     try:
         with warnings.catch_warnings():
@@ -163,26 +170,31 @@ def _answer(num_classes: int, temperature: float) -> ModelProto:
             probabilities = Softmax <axis = 1> (tempered)
         }}"""
     )
-    _fill(model, temperature=np.float32(temperature))
+    fill(model, temperature=np.float32(temperature))
     return model
 
 
-def _fill(model: ModelProto, **constants: Any) -> None:
+def fill(model: ModelProto, **constants: Any) -> None:
+    """Give a parsed graph its constants by name."""
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
 
 
-def _own(model: ModelProto, prefix: str) -> ModelProto:
-    """A graph of ours with names that no network of anybody's has."""
-    prefixed: ModelProto = compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
+def own_names(model: ModelProto, prefix: str, *, everything: bool = False) -> ModelProto:
+    """A graph with names that no other has: `prefix` before all of them, of inputs and outputs only if `everything`."""
+    prefixed: ModelProto = compose.add_prefix(model, prefix, rename_inputs=everything, rename_outputs=everything)
     return prefixed
 
 
-def _tidy(model: ModelProto) -> None:
-    """Take out all that does not compute: notes of the exporter, which hold paths of this machine, among them."""
+def tidy(model: ModelProto, opsets: Mapping[str, int]) -> None:
+    """Take out all that does not compute: notes of the exporter, which hold paths of this machine, among them.
+
+    `opsets` are the versions of the operator sets that it uses.
+    """
     graph = model.graph
     model.producer_name, model.producer_version = "mlops", mlops.__version__
     del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", OPSET))  # merging has left one for each part
+    # Merging has left one for each part.
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
     graph.name = "mlops"
     del graph.value_info[:]
     for number, node in enumerate(graph.node):

@@ -49,33 +49,41 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({round(row) for row in np.linspace(0, count - 1, min(count, most))})
 
 
-def compare_native(own: Answer, graph: Answer, pictures: Native) -> dict[str, Any]:
+def compare_native(own: Answer, graph: Answer, pictures: Native, *, exact: bool = True) -> dict[str, Any]:
     """How far the probabilities of a graph are from the checkpoint's `own`, of images of the native size.
+
+    A graph that is not to be `exact`, for it computes in eight bits, is only measured: how often it gives the same
+    class, as `agreement`.
 
     Raises:
         MlopsError: too far.
     """
-    count, largest = len(pictures.images), 0.0
+    count, largest, same = len(pictures.images), 0.0, 0
     with bar("comparing at the native size", count) as progress:
         for start in range(0, count, _BATCH):
             images = np.ascontiguousarray(pictures.images[start : start + _BATCH])
-            largest = _largest(largest, own(images), graph(images))
+            expected, answers = own(images), graph(images)
+            largest = _largest(largest, expected, answers)
+            same += int((expected.argmax(axis=1) == answers.argmax(axis=1)).sum())
             progress.advance(len(images))
-    return _judge_native(largest, count, pictures.kind)
+    return _judge_native(largest, None if exact else same, count, pictures.kind)
 
 
-def compare_files(own: Answer, graph: Answer, files: Files, size: Geometry, *, resized: bool) -> list[dict[str, Any]]:
+def compare_files(
+    own: Answer, graph: Answer, files: Files, size: Geometry, *, resized: bool, exact: bool = True
+) -> list[dict[str, Any]]:
     """As `compare_native`, of files; and where `resized`, also what the graph makes of each at its stored size.
 
     Raises:
         MlopsError: too far, classes that differ, or files that cannot be read.
     """
-    largest, off, same, unreadable = 0.0, 0.0, 0, list[str]()
+    largest, off, alike, same, unreadable = 0.0, 0.0, 0, 0, list[str]()
     with bar("comparing", len(files.names)) as progress:
         for batch in _batches(files, size, unreadable):
             native = np.stack([prepared for prepared, _ in batch])
-            expected = own(native)
-            largest = _largest(largest, expected, graph(native))
+            expected, answers = own(native), graph(native)
+            largest = _largest(largest, expected, answers)
+            alike += int((expected.argmax(axis=1) == answers.argmax(axis=1)).sum())
             for row, (_, stored) in zip(expected, batch, strict=True):
                 if resized:
                     (answer,) = graph(stored[None])
@@ -85,8 +93,8 @@ def compare_files(own: Answer, graph: Answer, files: Files, size: Geometry, *, r
     if unreadable:
         raise MlopsError(unreadable)
     count = len(files.names)
-    found = [_judge_native(largest, count, files.kind)]
-    return [*found, _judge_resized(same, off, count, files.kind)] if resized else found
+    found = [_judge_native(largest, None if exact else alike, count, files.kind)]
+    return [*found, _judge_resized(same, off, count, files.kind, exact=exact)] if resized else found
 
 
 def generated(size: Geometry) -> Files:
@@ -145,7 +153,10 @@ def _largest(before: float, one: npt.NDArray[np.floating[Any]], other: npt.NDArr
     return float(np.maximum(before, np.abs(one - other).max()))
 
 
-def _judge_native(largest: float, count: int, kind: str) -> dict[str, Any]:
+def _judge_native(largest: float, same: int | None, count: int, kind: str) -> dict[str, Any]:
+    """`same`: how many got the same class, of a graph that is not exact."""
+    if same is not None:
+        return {"images": count, "of": kind, "agreement": same / count, "largest_difference": largest}
     if not largest <= MOST_DIFFERENCE:
         raise MlopsError(
             f"export: a probability differs by {largest:.2g} from the checkpoint's on {count:,} {kind} at the native "
@@ -154,8 +165,8 @@ def _judge_native(largest: float, count: int, kind: str) -> dict[str, Any]:
     return {"images": count, "of": kind, "largest_difference": largest}
 
 
-def _judge_resized(same: int, off: float, count: int, kind: str) -> dict[str, Any]:
-    if same / count < LEAST_AGREEMENT:
+def _judge_resized(same: int, off: float, count: int, kind: str, *, exact: bool) -> dict[str, Any]:
+    if exact and same / count < LEAST_AGREEMENT:
         raise MlopsError(
             f"export: resized by the graph itself, {count - same:,} of {count:,} {kind} get another class than from "
             f"the checkpoint; {LEAST_AGREEMENT:.1%} must agree; nothing was written"

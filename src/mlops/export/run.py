@@ -1,7 +1,5 @@
 """`mlops export`: a checkpoint, and pictures to prove the result on, to one file that is written only if it holds."""
 
-import dataclasses
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -9,25 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from mlops import config as schema
 from mlops import onnx_file, targets
 from mlops.checkpoint import Checkpoint, read, rebuild
-from mlops.config import DataConfig
 from mlops.data.batches import Batches
-from mlops.data.downloads import is_fetched
-from mlops.data.prepare import Prepared, open_prepared
-from mlops.data.sources import open_source
-from mlops.data.tree import open_tree
-from mlops.errors import MlopsError, one_line
+from mlops.errors import MlopsError
 from mlops.evaluation.calibration import probabilities, temperature_of
 from mlops.evaluation.evaluate import predict_split
 from mlops.evaluation.predict import geometry, warn_of_crop
-from mlops.evaluation.run import find_own_data
 from mlops.export import graph as graphs
-from mlops.export.parity import Answer, Files, Native, compare_files, compare_native, generated, spread
+from mlops.export.parity import Answer, Files, Native, compare_files, compare_native, generated
+from mlops.export.pictures import labelled, own_prepared, to_compare
+from mlops.export.smaller import Smaller, check_loss, check_quantized, divide, scores
 from mlops.files import atomic
-from mlops.image import EXTENSIONS, Pixels
+from mlops.image import Pixels
 from mlops.inference import OnnxModel
 
 # As many validation images tell 99.9 % from less.
@@ -52,11 +47,12 @@ def export_checkpoint(
     allow: Collection[str],
     *,
     images: int = IMAGES,
+    smaller: Smaller | None = None,
 ) -> Exported:
     """Write the checkpoint at `path` as ONNX to `output`, if it answers alike.
 
     Compared on at most `images` of `data`, of the checkpoint's own validation images, or, where those are not here, on
-    generated pictures.
+    generated pictures. A network that was made `smaller` is also scored on labelled images before and after.
 
     Raises:
         MlopsError: the checkpoint cannot be read, rebuilt or exported, or the answers differ; nothing is written then.
@@ -65,24 +61,51 @@ def export_checkpoint(
         raise MlopsError(f"-o {output}: must be a file that ends in .onnx, by which it is recognised")
     if images < 1:
         raise MlopsError(f"--images={images}: must be at least 1")
+    smaller = smaller or Smaller()
+    smaller.check()
     checkpoint = read(path)
     temperature = temperature_of(checkpoint.metadata)
-    model = rebuild(checkpoint, targets.read_allowed(schema.config_folder()).union(allow))
+    allowed = targets.read_allowed(schema.config_folder()).union(allow)
+    model = rebuild(checkpoint, allowed)
     given = checkpoint.metadata["input"]
     warn_of_crop(given)
-    pictures, missing = _pictures(checkpoint, data, processed, images)
+    pictures, missing = to_compare(checkpoint, data, processed, images)
+    measured = labelled(checkpoint, data, processed, "--quantize=int8") if smaller.quantize else None
 
-    graph = graphs.build_graph(model, given, len(checkpoint.classes), temperature)
-    metadata = describe(checkpoint, temperature)
-    onnx = OnnxModel(graph.SerializeToString(), metadata, where=str(output))
-    own, size, resizes = _own_answer(model, given, temperature), geometry(given), metadata["input"]["resizes"]
-    if isinstance(pictures, Native):
-        parity = [compare_native(own, onnx.predict, pictures)]
-        if resizes:
-            parity += compare_files(own, onnx.predict, generated(size), size, resized=True)[1:]
-    else:
-        parity = compare_files(own, onnx.predict, pictures, size, resized=resizes)
-    metadata["parity"] = {"native": parity[0], "resized": parity[1] if resizes else None}
+    told: dict[str, Any] = {}
+    if smaller.prune is not None:
+        from mlops.export.prune import prune
+
+        own_data = own_prepared(checkpoint, processed, "--prune")
+        pruned = prune(
+            checkpoint, model, own_data, share=smaller.prune, epochs=smaller.finetune_epochs, allowed=allowed
+        )
+        model, temperature = pruned.model, pruned.temperature
+        told |= {"pruned": pruned.told, "metrics": pruned.metrics}
+        check_loss(f"--prune={smaller.prune:g}", pruned.told["accuracy"], smaller.allow_loss)
+    metadata = describe(checkpoint, temperature) | told
+
+    network = graphs.trace(model, given["height"], given["width"])
+    own = own_answer(model, given, temperature)
+
+    def assemble(of: ModelProto) -> ModelProto:
+        return graphs.assemble(of, given, len(checkpoint.classes), temperature)
+
+    def compare(graph: ModelProto, *, exact: bool) -> dict[str, Any]:
+        answer = OnnxModel(graph.SerializeToString(), metadata, where=str(output)).predict
+        return _parity(own, answer, pictures, metadata["input"], exact=exact)
+
+    graph = assemble(network)
+    metadata["parity"] = compare(graph, exact=True)
+    if measured is not None:
+        from mlops.export.quantize import quantize
+
+        calibration, rest = divide(measured)
+        graph = assemble(quantize(network, calibration.images, given))
+        metadata["parity"] = compare(graph, exact=False)
+        answer = OnnxModel(graph.SerializeToString(), metadata, where=str(output)).predict
+        metadata["quantized"] = {"to": "int8", "calibrated_on": len(calibration.images), **scores(own, answer, rest)}
+        check_quantized(metadata["quantized"], smaller.allow_loss)
 
     graphs.set_metadata(graph, metadata)
     content = graph.SerializeToString(deterministic=True)
@@ -92,6 +115,19 @@ def export_checkpoint(
     with atomic(output) as temporary:
         temporary.write_bytes(content)
     return Exported(output, len(content), metadata, missing)
+
+
+def _parity(
+    own: Answer, graph: Answer, pictures: Files | Native, given: Mapping[str, Any], *, exact: bool
+) -> dict[str, Any]:
+    size, resizes = geometry(given), given["resizes"]
+    if isinstance(pictures, Native):
+        parity = [compare_native(own, graph, pictures, exact=exact)]
+        if resizes:
+            parity += compare_files(own, graph, generated(size), size, resized=True, exact=exact)[1:]
+    else:
+        parity = compare_files(own, graph, pictures, size, resized=resizes, exact=exact)
+    return {"native": parity[0], "resized": parity[1] if resizes else None}
 
 
 def describe(checkpoint: Checkpoint, temperature: float) -> dict[str, Any]:
@@ -125,7 +161,7 @@ def _without_places(value: Any) -> Any:
     return value
 
 
-def _own_answer(model: torch.nn.Module, given: Mapping[str, Any], temperature: float) -> Answer:
+def own_answer(model: torch.nn.Module, given: Mapping[str, Any], temperature: float) -> Answer:
     """What the checkpoint itself says, as `mlops predict` asks it."""
 
     def answer(images: Pixels) -> Any:
@@ -139,54 +175,3 @@ def _own_answer(model: torch.nn.Module, given: Mapping[str, Any], temperature: f
         return probabilities(predict_split(model, batches.evaluation())[0], temperature).numpy()
 
     return answer
-
-
-def _pictures(
-    checkpoint: Checkpoint, data: Path | None, processed: Path, most: int
-) -> tuple[Files | Native, str | None]:
-    """What to compare on, and why it is not the checkpoint's own validation images."""
-    if data is not None:
-        tree = open_tree(data, "--data")
-        names = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
-        if not names:
-            raise MlopsError(f"--data={data}: holds no images")
-        return Files("given images", tree, names).few(most), None
-    try:
-        own = find_own_data(checkpoint, processed)
-    except MlopsError as error:
-        return generated(geometry(checkpoint.metadata["input"])), one_line(error)
-    kind = "validation images"
-    if not isinstance(own, Path):
-        items = [item.entry for item in own.items if item.split == "val" and item.sha256]
-        files = Files(kind, own.listing.tree, [entry.path for entry in items], [entry.box for entry in items])
-        return files.few(most), None
-    prepared = open_prepared(own)
-    found = _original_files(checkpoint, prepared, most)
-    if found is not None:
-        return found, None
-    rows = spread(len(prepared.labels("val")), most)
-    return Native(kind, prepared.images("val")[rows]), None
-
-
-def _original_files(checkpoint: Checkpoint, prepared: Prepared, most: int) -> Files | None:
-    """The files that validation images were made from, where they are still here, and the same."""
-    settings = checkpoint.config.data
-    if settings.source == "torchvision":
-        settings = dataclasses.replace(settings, downloads=DataConfig().downloads)
-        if not is_fetched(settings):
-            return None
-    try:
-        listing = open_source(settings)
-    except MlopsError:
-        return None
-    boxes = {entry.path: entry.box for entry in listing.entries}
-    expected = dict(zip(prepared.paths("val"), prepared.hashes("val"), strict=True))
-    names = list(expected)
-    if not set(names) <= set(boxes):
-        return None
-    files = Files("validation images", listing.tree, names, [boxes[name] for name in names]).few(most)
-    try:
-        same = all(hashlib.sha256(files.tree.read(name)).hexdigest() == expected[name] for name in files.names)
-    except OSError:
-        return None
-    return files if same else None
