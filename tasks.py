@@ -138,6 +138,22 @@ def bench(c, file, data=None, threads=1):
 
 
 @task(
+    iterable=["model"],
+    help={
+        "model": "[NAME=]FILE: what mlops export wrote; repeatable; models/latest/model.onnx when left out",
+        "port": "port to listen at",
+        "workers": "processes that answer; one for each processor when left out",
+        "config": "a YAML file with ensembles, aliases, limits and keys",
+        "reload": "load a model again when its file changes",
+    },
+)
+def api(c, model, port=8000, workers=None, config=None, *, reload=False):
+    """Answer over HTTP which class is on a picture (all options: mlops serve --help)."""
+    options = [*(["--workers", str(workers)] if workers else []), *(["--config", config] if config else [])]
+    _become("-m", "mlops.cli", "serve", *model, "--port", str(port), *options, *(["--reload"] if reload else []))
+
+
+@task(
     positional=["checkpoint", "address"],
     help={"checkpoint": "the file to publish", "address": "gs://bucket/models/NAME"},
 )

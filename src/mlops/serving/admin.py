@@ -1,11 +1,12 @@
 """The other port: metrics of all workers together, and administration. It has no keys: no public network may see it."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -34,6 +35,12 @@ class Administered(Protocol):
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def server_bind(self) -> None:
+        # The library's own asks the network for the name of the address, which may take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
 
 class _Quiet(WSGIRequestHandler):
     timeout = 30
@@ -50,8 +57,10 @@ def start(host: str, port: int, folder: Path, administered: Administered) -> int
     """
     app = _application(folder, administered)
     try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
-    except (OSError, OverflowError) as error:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        kind: type[_Server] = type("_Server", (_Server,), {"address_family": family})
+        server = make_server(host, port, app, server_class=kind, handler_class=_Quiet)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise MlopsError(
             f"--admin-host={host} --admin-port={port}: cannot listen there: {one_line(error)}; choose another"
         ) from error

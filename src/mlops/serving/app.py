@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import mlops
-from mlops.serving import openapi, v2
+from mlops.serving import openapi, page, v2
 from mlops.serving.gate import Asgi, Gate, Notes, Receive, Send, refuse, respond
 from mlops.serving.keys import Doorkeeper
 from mlops.serving.metrics import Metrics
@@ -63,13 +63,16 @@ def build(
         title="mlops",
         version=mlops.__version__,
         redoc_url=None,
+        # The address in a redirect would be the one that the caller claims.
+        redirect_slashes=False,
         description="Names what is on pictures. Errors are RFC 9457: application/problem+json.",
     )
     service = Service(settings, shelf, metrics)
     gate = Gate(app, doorkeeper, metrics, tell)
-    _predict_routes(app, service)
+    _predict_routes(app, service, gate)
     _protocol_routes(app, service, gate)
     _other_routes(app, shelf, gate)
+    app.router.routes.extend(page.routes())
     app.openapi = lambda: openapi.describe(app, settings)  # type: ignore[method-assign]
 
     app.add_exception_handler(HTTPException, _refused)
@@ -89,31 +92,37 @@ def build(
     return cast("Asgi", outermost), gate
 
 
-def _predict_routes(app: FastAPI, service: Service) -> None:
+def _predict_routes(app: FastAPI, service: Service, gate: Gate) -> None:
     def to(name: str | None, field: str) -> Handler:
         async def handle(scope: Scope, receive: Receive) -> tuple[bytes, dict[str, str]]:
             return await service.predict(scope, receive, name, field), {}
 
         return handle
 
-    async def named(scope: Scope, receive: Receive) -> tuple[bytes, dict[str, str]]:
-        name = scope["path_params"]["name"]
-        known = service.settings.ensembles if "/ensembles/" in scope["path"] else service.settings.models
-        if name not in known:
-            raise Problem(404, f"there is no {name[:64]!r}; GET /models lists what there is")
-        return await service.predict(scope, receive, name, "file"), {}
+    async def unknown(scope: Scope, receive: Receive) -> tuple[bytes, dict[str, str]]:  # noqa: ARG001
+        raise Problem(404, f"there is no {scope['path_params']['name'][:64]!r}; GET /models lists what there is")
 
-    _route(app, "POST", "/predict", to(None, "file"))
-    _route(app, "POST", "/models/{name}/predict", named)
-    _route(app, "POST", "/ensembles/{name}/predict", named)
-    for path, alias in service.settings.aliases.items():
-        _route(app, "POST", path, to(alias.to, alias.field))
+    # Route patterns as the metrics have them: names in paths are not labels.
+    asked = [("/predict", "/predict", to(None, "file"))]
+    asked += [
+        (f"/models/{name}/predict", "/models/{name}/predict", to(name, "file")) for name in service.settings.models
+    ]
+    asked += [
+        (f"/ensembles/{name}/predict", "/ensembles/{name}/predict", to(name, "file"))
+        for name in service.settings.ensembles
+    ]
+    asked += [(path, path, to(alias.to, alias.field)) for path, alias in service.settings.aliases.items()]
     if os.environ.get("MLOPS_SERVE_NOOP"):  # for benchmarks
 
         async def noop(scope: Scope, receive: Receive) -> tuple[bytes, dict[str, str]]:
             return await service.swallow(scope, receive), {}
 
-        _route(app, "POST", "/noop", noop)
+        asked.append(("/noop", "/noop", noop))
+    for path, route, handler in asked:
+        gate.direct[path] = _Plain(route, handler)
+        _route(app, "POST", path, gate.direct[path])
+    for route in ("/models/{name}/predict", "/ensembles/{name}/predict"):
+        _route(app, "POST", route, _Plain(route, unknown))
 
 
 def _protocol_routes(app: FastAPI, service: Service, gate: Gate) -> None:
@@ -145,7 +154,7 @@ def _protocol_routes(app: FastAPI, service: Service, gate: Gate) -> None:
             return json.dumps(answer(shelved), ensure_ascii=False).encode(), {}
 
         for path in (f"/v2/models/{{name}}{tail}", f"/v2/models/{{name}}/versions/{{version}}{tail}"):
-            _route(app, "GET", path, handle, protocol=True)
+            _route(app, "GET", path, _Plain(path, handle, protocol=True))
 
     about("", v2_metadata)
     about("/ready", lambda shelved: {"name": shelved.name, "ready": True})
@@ -158,7 +167,7 @@ def _protocol_routes(app: FastAPI, service: Service, gate: Gate) -> None:
         return await service.infer(scope, receive, name)
 
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
-        _route(app, "POST", path, infer, protocol=True)
+        _route(app, "POST", path, _Plain(path, infer, protocol=True))
 
 
 def _check_version(scope: Scope, shelved: Shelved) -> None:
@@ -205,9 +214,8 @@ def _other_routes(app: FastAPI, shelf: Shelf, gate: Gate) -> None:
         return JSONResponse(shelf.describe(name))
 
 
-def _route(app: FastAPI, method: str, path: str, handler: Handler, *, protocol: bool = False) -> None:
-    # In front: the routes that are asked most are found first.
-    app.router.routes.insert(0, Route(path, _Plain(path, handler, protocol=protocol), methods=[method]))
+def _route(app: FastAPI, method: str, path: str, endpoint: Asgi) -> None:
+    app.router.routes.append(Route(path, endpoint, methods=[method]))
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlops.errors import one_line
 from mlops.image import FormatError, ImageError, Opened, Pixels, TooLargeError
 from mlops.inference import OnnxModel, Probabilities
 from mlops.serving.problem import Problem, busy
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 # More pixels than this are decoded by another thread, so that small images need not wait for them.
 _SMALL = 500_000
-# A batch gains from company until its images fill the caches: some 64 images of 48 x 48, two of 300 x 300.
-_BATCH_PIXELS, _LARGEST = 160_000, 64
+# A batch gains from company until its images fill the caches: some eight images of 48 x 48, one of 224 x 224.
+_BATCH_PIXELS, _LARGEST = 20_000, 32
 
 Array = npt.NDArray[Any]
 Observe = Callable[[int, float], None]
@@ -73,14 +74,14 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Images that no batch has taken yet."""
+        """Images that no batch has taken yet, or that are being decoded aside."""
         return self._put - self._taken
 
     async def classify(self, uploads: Sequence[Upload]) -> Probabilities:
         """Probabilities float32 `[N, classes]` of N image files.
 
         Raises:
-            Problem: one of them is no image that is taken here, or the queue is full.
+            Problem: one of them is no image that is taken here, the queue is full, or it took too long.
         """
         return await self._ask(uploads, None)
 
@@ -88,12 +89,12 @@ class Batcher:
         """The same of what the model takes: uint8 `[N, H, W, 3]`, or features float32 `[N, F]`.
 
         Raises:
-            Problem: the queue is full.
+            Problem: the queue is full, or it took too long.
         """
         return await self._ask((), array)
 
     def close(self) -> None:
-        """Compute what waits, and end. Asked in the event loop."""
+        """Compute what waits, and end when nothing has come for the time that a request may take."""
         self._queue.put(None)
 
     def join(self, seconds: float) -> None:
@@ -106,8 +107,13 @@ class Batcher:
             raise Problem(413, f"{job.count:,} images at once: at most {self._limits.queue:,}")
         if self.waiting + job.count > self._limits.queue:
             raise busy("the queue is full; send it again later")
+        seconds = self._limits.seconds
+        timer = self._loop.call_later(seconds, _expire, job, seconds)
         self._give(job)
-        return await job.future
+        try:
+            return await job.future
+        finally:
+            timer.cancel()
 
     def _give(self, job: _Job) -> None:
         self._put += job.count
@@ -115,12 +121,14 @@ class Batcher:
 
     def _work(self) -> None:
         closing, aside = False, 0
-        while not closing or aside:
-            jobs, count = list[_Job](), 0
+        while True:
+            jobs, count, idle = list[_Job](), 0, False
             while count < self.largest:
                 try:
-                    job = self._queue.get(block=not jobs)
+                    # Whoever was told of this model before there was a newer one may come yet.
+                    job = self._queue.get(block=not jobs, timeout=self._limits.seconds if closing else None)
                 except Empty:
+                    idle = not jobs
                     break
                 if job is None:
                     closing = True
@@ -131,6 +139,8 @@ class Batcher:
             aside -= sum(job.aside for job in jobs)
             if jobs:
                 aside += self._batch([job for job in jobs if not job.future.done()])  # else its caller has gone
+            elif idle and not aside:
+                return
 
     def _batch(self, jobs: list[_Job]) -> int:
         """Answer the jobs; returns how many were set aside for their large images."""
@@ -146,6 +156,7 @@ class Batcher:
                     if pixels > _SMALL:
                         job.aside = True
                         aside += 1
+                        self._taken -= job.count  # it waits again
                         self._decoders.submit(self._decode_aside, job, opened)
                         continue
                     job.array = self._decode(job, opened)
@@ -167,20 +178,25 @@ class Batcher:
         arrays = [job.array for job in jobs if job.array is not None]
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         try:
-            parts = [self._predict(joined[at : at + self.largest]) for at in range(0, len(joined), self.largest)]
-        except Exception as error:
-            return [(job, error) for job in jobs]
+            predict, size = self._model.predict, self.largest
+            parts = [predict(joined[at : at + size]) for at in range(0, len(joined), size)]
+        except Exception as error:  # whatever onnxruntime raises
+            if len(jobs) > 1:  # the others need not fail for one
+                return [answer for job in jobs for answer in self._compute([job])]
+            log.warning(f"the model cannot compute a request: {one_line(error)}")
+            if isinstance(error, MemoryError):
+                return [(jobs[0], Problem(503, "no memory for this now; send it again later", {"Retry-After": "1"}))]
+            return [(jobs[0], Problem(422, "the model cannot compute this"))]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        answers, at = list[tuple[_Job, Any]](), 0
+        answers, at, finite = list[tuple[_Job, Any]](), 0, bool(np.isfinite(rows).all())
         for job in jobs:
             mine = rows[at : at + job.count]
             at += job.count
-            finite = bool(np.isfinite(mine).all())
-            answers.append((job, mine if finite else Problem(422, "the model has no finite probabilities for this")))
+            if finite or np.isfinite(mine).all():
+                answers.append((job, mine))
+            else:
+                answers.append((job, Problem(422, "the model has no finite probabilities for this")))
         return answers
-
-    def _predict(self, array: Array) -> Probabilities:
-        return self._model.predict(array)
 
     def _open(self, upload: Upload) -> Opened:
         name = f"{upload.name}: " if upload.name else ""
@@ -211,11 +227,17 @@ class Batcher:
 
     def _decode_aside(self, job: _Job, opened: list[Opened]) -> None:
         try:
-            job.array = self._decode(job, opened)
+            if not job.future.done():
+                job.array = self._decode(job, opened)
         except Exception as error:
             self._loop.call_soon_threadsafe(_deliver, [(job, error)])
         # Also where that failed: the thread counts what comes back.
-        self._loop.call_soon_threadsafe(self._give, job)
+        self._loop.call_soon_threadsafe(self._queue.put, job)
+
+
+def _expire(job: _Job, seconds: float) -> None:
+    if not job.future.done():
+        job.future.set_exception(Problem(504, f"no answer within {seconds:g} s; send it again later"))
 
 
 def fitting(model: OnnxModel) -> int:

@@ -3,12 +3,13 @@
 import json
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlops.serving import page
 from mlops.serving.keys import Doorkeeper
 from mlops.serving.metrics import Metrics
 from mlops.serving.problem import Problem
@@ -22,8 +23,8 @@ Asgi = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # Whoever asks for these may have no key: probes, and people who read how to ask.
-_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
-_READ = frozenset({"/docs", "/openapi.json"})
+OPEN = frozenset({"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+_READ = frozenset({"/docs", "/openapi.json"}) | page.PATHS
 
 
 @dataclass(slots=True)
@@ -46,6 +47,8 @@ class Gate:
     def __init__(self, app: Asgi, doorkeeper: Doorkeeper, metrics: Metrics, tell: Callable[[str], None] | None) -> None:
         """`tell` takes the line of log of each request; None where they are not wanted."""
         self._app, self._doorkeeper, self._metrics, self._tell = app, doorkeeper, metrics, tell
+        # What is asked most by POST, by path: looked up here instead of matched with every route's pattern.
+        self.direct: dict[str, Asgi] = {}
         # Once set, connections are closed behind their answers, and the server is not ready.
         self.draining = False
 
@@ -56,7 +59,7 @@ class Gate:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given.decode() if _ID.fullmatch(given) else secrets.token_hex(16)
         notes = Notes(request_id, time.perf_counter())
         scope["notes"], scope["headers_by_name"] = notes, headers
         status = 0
@@ -74,10 +77,12 @@ class Gate:
         self._metrics.began()
         try:
             # A browser asks without a key whether it may ask with one.
-            if scope["path"] not in _OPEN and scope["path"] not in _READ and scope["method"] != "OPTIONS":
+            if scope["path"] not in OPEN and scope["path"] not in _READ and scope["method"] != "OPTIONS":
                 notes.key = self._doorkeeper.admit(headers)
-            await self._app(scope, receive, answer)
+            direct = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
+            await (direct or self._app)(scope, receive, answer)
         except Problem as problem:
+            notes.protocol = notes.protocol or scope["path"].startswith("/v2/")
             await refuse(problem, notes, answer)
         except Exception:
             log.exception(f"request {request_id} fails")

@@ -45,7 +45,7 @@ def parse(text: str, where: str) -> dict[bytes, str]:
     """SHA-256 of each key -> its name, of lines NAME:SHA256; blank ones and those that begin with # are passed over.
 
     Raises:
-        MlopsError: a line is something else, or there are too many or none.
+        MlopsError: a line is something else, or there are none.
     """
     found, problems = dict[bytes, str](), list[str]()
     for number, raw in enumerate(text.splitlines(), 1):
@@ -59,29 +59,30 @@ def parse(text: str, where: str) -> dict[bytes, str]:
             problems.append(f"{where}: line {number}: must be NAME:SHA256, as `mlops new-key NAME` prints it")
     if not found and not problems:
         problems.append(f"{where}: holds no key; add a line of `mlops new-key NAME`")
-    if len(found) > MOST_KEYS:
-        problems.append(f"{where}: holds {len(found):,} keys: at most {MOST_KEYS:,}")
     if problems:
         raise MlopsError(problems)
     return found
 
 
 def read(file: Path | None, environment: Mapping[str, str] = os.environ) -> dict[bytes, str] | None:
-    """All keys that are let in, of the file and of the environment; None where neither says anything: anybody is.
+    """All keys that are let in, of the file and of the environment; None where neither is named: anybody is let in.
 
     Raises:
-        MlopsError: as `parse`, or the file cannot be read.
+        MlopsError: as `parse`, there are too many, or the file cannot be read.
     """
     found: dict[bytes, str] | None = None
-    if told := environment.get(VARIABLE):
+    # An empty one is a mistake, such as a secret that was not there: it must not open the server to everybody.
+    if (told := environment.get(VARIABLE)) is not None:
         found = parse(told.replace(",", "\n"), VARIABLE)
     if file is not None:
         check_regular(file, str(file))
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise MlopsError(f"{file}: cannot be read: {one_line(error)}") from error
         found = (found or {}) | parse(text, str(file))
+    if found is not None and len(found) > MOST_KEYS:
+        raise MlopsError(f"{len(found):,} keys: at most {MOST_KEYS:,}")
     return found
 
 

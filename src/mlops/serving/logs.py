@@ -1,5 +1,6 @@
 """Lines of JSON on standard error, one an event."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -39,6 +40,8 @@ class Lines:
     """Lines that are written a few at a time: a system call for each request would cost as much as its line."""
 
     _SECONDS, _MOST = 0.1, 200
+    # Bytes that a pipe takes as a whole, so that lines of several processes do not come in one another.
+    _WHOLE = 4096
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object], stream: TextIO = sys.stderr) -> None:
         """`later` calls something after so many seconds, as `loop.call_later` does."""
@@ -56,9 +59,19 @@ class Lines:
     def flush(self) -> None:
         """Write what is there, now."""
         if self._lines:
-            text, self._lines = "\n".join(self._lines) + "\n", []
-            self._stream.write(text)
-            self._stream.flush()
+            lines, self._lines = self._lines, []
+            with contextlib.suppress(OSError):  # a full disk, or nobody reads: no reason to fail requests
+                text = ""
+                for line in lines:
+                    if text and len(text) + len(line) >= self._WHOLE:
+                        self._write(text)
+                        text = ""
+                    text += line + "\n"
+                self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
 
 def event(name: str, **told: object) -> str:

@@ -77,8 +77,9 @@ class Metrics:
 
     def computed(self, model: str, images: int, seconds: float, waiting: int) -> None:
         """A batch was computed; so many images wait since."""
-        self._batch.labels(model).observe(images)
-        self._batch_seconds.labels(model).observe(seconds)
+        if images:  # else all were refused
+            self._batch.labels(model).observe(images)
+            self._batch_seconds.labels(model).observe(seconds)
         self._queue.labels(model).set(waiting)
 
     def loaded(self, model: str, refused: bool) -> None:

@@ -17,9 +17,12 @@ from mlops.serving.metrics import Metrics
 from mlops.serving.problem import Problem, not_ready
 from mlops.serving.settings import Settings
 from mlops.serving.shelf import Shelf, Shelved, ask_together
+from mlops.serving.tensors import ProtocolError
 from mlops.serving.upload import Body, Reader, Upload, features_of, images_of
 
 _MOST_TOP = 1000
+# Made once: `json.dumps` with an option makes another encoder for every call.
+_json = json.JSONEncoder(ensure_ascii=False).encode
 # Bytes of a tensor request that is parsed in the event loop.
 _SMALL = 32 * 1024
 
@@ -46,7 +49,7 @@ class Service:
             uploads, array = self._given(body, members[0][0], field)
             # Only a name that is known: callers could fill the metrics with others.
             notes.model, notes.images = name, len(uploads) if array is None else len(array)
-            rows = await self._within(members, uploads, array)
+            rows = await _ask(members, uploads, array)
         finally:
             self._reader.release(body)
         labels = members[0][0].model.classes
@@ -59,7 +62,7 @@ class Service:
             told = {"model": name, "version": members[0][0].version}
         told["predictions"] = _predictions(labels, uploads, rows, best)
         told["milliseconds"] = round(1000 * (time.perf_counter() - notes.started), 2)
-        return json.dumps(told, ensure_ascii=False).encode()
+        return _json(told).encode()
 
     async def infer(self, scope: Mapping[str, Any], receive: Receive, name: str) -> tuple[bytes, dict[str, str]]:
         """The answer to an inference request of the Open Inference Protocol, and its headers.
@@ -82,13 +85,13 @@ class Service:
                     request = await asyncio.to_thread(self._parse, body.content, encoding, headers)
                 uploads, array = _tensors(request, shelved, self.settings.limits.queue)
                 notes.images = len(uploads) if array is None else len(array)
-                rows = await self._within([(shelved, 1.0)], uploads, array)
+                rows = await _ask([(shelved, 1.0)], uploads, array)
                 labels = shelved.model.classes
                 self._metrics.predicted(name, [labels[index] for index in rows.argmax(axis=1)])
                 return v2.answer(
                     request, model=name, version=shelved.version, outputs={"probabilities": rows}, labels=labels
                 )
-            except v2.ProtocolError as error:
+            except ProtocolError as error:
                 raise Problem(error.status, str(error)) from None
         finally:
             self._reader.release(body)
@@ -122,25 +125,21 @@ class Service:
             return [], np.array(features_of(body, limits.queue, shelved.model.input["features"]), np.float32)
         return images_of(body, field, limits), None
 
-    async def _within(
-        self, members: Sequence[tuple[Shelved, float]], uploads: Sequence[Upload], array: Array | None
-    ) -> Probabilities:
-        seconds = self.settings.limits.seconds
-        try:
-            async with asyncio.timeout(seconds):
-                if len(members) > 1:
-                    return await ask_together(members, uploads, array)
-                batcher = members[0][0].batcher
-                return await (batcher.classify(uploads) if array is None else batcher.compute(array))
-        except TimeoutError:
-            raise Problem(504, f"no answer within {seconds:g} s; send it again later") from None
+
+async def _ask(
+    members: Sequence[tuple[Shelved, float]], uploads: Sequence[Upload], array: Array | None
+) -> Probabilities:
+    if len(members) > 1:
+        return await ask_together(members, uploads, array)
+    batcher = members[0][0].batcher
+    return await (batcher.classify(uploads) if array is None else batcher.compute(array))
 
 
 def _top(query: bytes) -> int:
     if not query:
         return 1
     told = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top", ["1"])[-1]
-    if not (told.isascii() and told.isdigit() and 1 <= int(told[:9]) <= _MOST_TOP):
+    if not (told.isascii() and told.isdigit() and len(told) < 9 and 1 <= int(told) <= _MOST_TOP):
         raise Problem(422, f"top={told[:40]}: must be a whole number from 1 to {_MOST_TOP:,}")
     return int(told)
 

@@ -33,7 +33,7 @@ class Limits(_Strict):
 
     body_bytes: Annotated[int, Field(ge=1024)] = 10 * _MIB
     # Of all images of a request together.
-    pixels: Positive = 50_000_000
+    pixels: Positive = 25_000_000
     files: Annotated[int, Field(ge=1, le=1000)] = 32
     # Images that wait in front of a model.
     queue: Annotated[int, Field(ge=1, le=100_000)] = 256
@@ -66,7 +66,9 @@ class Ensemble(_Strict):
     @classmethod
     def _alike(cls, value: Any) -> Any:
         if isinstance(value, list):
-            if len(set(map(str, value))) < len(value):
+            if not all(isinstance(name, str) for name in value):
+                raise ValueError("must be a list of names, or a map of names to weights")
+            if len(set(value)) < len(value):
                 raise ValueError("names a model twice; give it a weight instead")
             value = dict.fromkeys(value, 1.0)
         if not isinstance(value, dict) or len(value) < 2:
@@ -88,6 +90,12 @@ class Keys(_Strict):
     # Requests a second of each key, and how many it may save up.
     rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
     burst: Annotated[float, Field(ge=1, le=1e6)] | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if self.burst is not None and self.rate is None:
+            raise ValueError(f"burst={self.burst:g}: limits nothing without rate; add one")
+        return self
 
 
 class Settings(_Strict):
@@ -139,7 +147,7 @@ class Settings(_Strict):
         problems += [f"{name!r}: must be 1 to 64 letters of A-Z a-z 0-9 . _ -" for name in names if not is_name(name)]
         problems += [f"{name}: is a model and an ensemble; rename one" for name in {*self.models} & {*self.ensembles}]
         for path, alias in self.aliases.items():
-            if not _PATH.fullmatch(path):
+            if not _PATH.fullmatch(path) or {".", ".."} & {*path.split("/")}:  # clients resolve those
                 problems.append(f"aliases: {path!r}: must be a path such as /image_classify")
             elif any(path.rstrip("/") == own or path.startswith(f"{own}/") for own in _OURS):
                 problems.append(f"aliases: {path}: is a route of this server already; choose another")
@@ -178,6 +186,23 @@ def is_name(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
+    """YAML, where a key must not be there twice: the first would be passed over in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A map.
+
+        Raises:
+            yaml.YAMLError: a key is there twice, or cannot be one.
+        """
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key}: is there twice", node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
 def read_settings(path: Path | None) -> Settings:
     """The settings in a YAML file, or the defaults.
 
@@ -188,10 +213,11 @@ def read_settings(path: Path | None) -> Settings:
         return Settings()
     check_regular(path, str(path))
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except FileNotFoundError as error:
         raise MlopsError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    # ValueError, among others: a date that is none.
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise MlopsError(f"{path}: cannot be read as YAML: {one_line(error)}") from error
     if told is not None and not isinstance(told, dict):
         raise MlopsError(f"{path}: must be a map of settings")
@@ -208,6 +234,8 @@ def _problem(one: Any) -> str:
     shown = f"={value!r}" if isinstance(value, str | int | float | bool) and one["type"] != "extra_forbidden" else ""
     if one["type"] == "extra_forbidden":
         return f"{place}: no such setting"
+    if one["type"] in {"dict_type", "model_type"}:
+        return f"{place}{shown}: must be a map of settings"
     return f"{place}{shown}: {message[:1].lower()}{message[1:]}" if place else message
 
 

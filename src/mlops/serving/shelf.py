@@ -123,13 +123,12 @@ class Shelf:
         """Put the model in a file in place of the one before, once it has answered; returns why it was refused."""
         state = self._states[name]
         try:
-            model = await asyncio.to_thread(_open, path)
+            model = await asyncio.to_thread(_open, path, self._settings.batch)
             self._check_company(name, model)
         except MlopsError as error:
             reason = "; ".join(error.problems).replace(str(path), self._settings.models[name])
             state.refused = reason
             self._metrics.loaded(name, refused=True)
-            log.error(f"model {name}: refused: {reason}")
             return reason
         before, state.refused = state.shelved, None
 
@@ -194,7 +193,7 @@ def _shares(members: Mapping[str, float]) -> dict[str, float]:
     return {name: round(weight / total, 6) for name, weight in members.items()}
 
 
-def _open(path: Path) -> OnnxModel:
+def _open(path: Path, largest: int | None) -> OnnxModel:
     """A model that has answered: batches of one and of the largest size, so that no request waits for its first run.
 
     Raises:
@@ -203,7 +202,7 @@ def _open(path: Path) -> OnnxModel:
     found = onnx_file.read(path)
     # Every worker has one processor: more threads would only take turns on it.
     model = OnnxModel(found.content, found.metadata, where=str(path), threads=1)
-    for count in (1, fitting(model)):
+    for count in (1, largest or fitting(model)):
         given = _example(model, count)
         try:
             rows = model.predict(given)

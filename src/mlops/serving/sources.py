@@ -4,8 +4,8 @@ A file may be replaced, or half written, at any time; what workers read lies in 
 """
 
 import hashlib
-import os
 import shutil
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ class Source:
     """The file or address of one model, and what was last seen there.
 
     Attributes:
+        folder: where its snapshots go, and nothing else.
         snapshot: the last that was good.
         refused: why the last one that was looked at is not in use.
+        looking: to be held by whoever calls `look`, until what it found is told.
+        replaced: files of earlier snapshots.
     """
 
     name: str
@@ -41,7 +44,10 @@ class Source:
     folder: Path
     snapshot: Snapshot | None = None
     refused: str | None = None
+    looking: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    replaced: list[Path] = field(default_factory=list, repr=False)
     _seen: Any = field(default=None, repr=False)
+    _taken: int = 0
 
     @property
     def shown(self) -> str:
@@ -71,7 +77,10 @@ class Source:
         if seen == self._seen and not again:
             return False
         self._seen = seen
-        temporary = self.folder / f".{self.name}.{os.getpid()}.tmp"
+        # No two snapshots have the same path: whoever removes an old one cannot hit one that has just come.
+        self._taken += 1
+        path = self.folder / f"{self._taken}.onnx"
+        temporary = self.folder / f"{self._taken}.tmp"
         try:
             self._copy(temporary)
             with temporary.open("rb") as file:
@@ -80,11 +89,12 @@ class Source:
             if self.snapshot is not None and sha256 == self.snapshot.sha256:
                 return False
             onnx_file.inspect(temporary.read_bytes(), self.shown)
-            path = self.folder / f"{self.name}-{sha256}.onnx"
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        self.snapshot = Snapshot(path, sha256)
+        before, self.snapshot = self.snapshot, Snapshot(path, sha256)
+        if before is not None:
+            self.replaced.append(before.path)
         return True
 
     def _stamp(self) -> Any:
@@ -93,6 +103,7 @@ class Source:
             bucket = open_bucket(self.where, _ANSWER)
             if (entry := ask(bucket, lambda: bucket.entry(""), _ANSWER)) is None:
                 raise MlopsError(f"{self.shown}: no such file; check the address")
+            self._check_size(entry.size)
             return entry
         path = Path(self.where)
         check_regular(path, self.where)
@@ -106,7 +117,12 @@ class Source:
             raise MlopsError(f"{self.where}: cannot be read: {one_line(error)}") from error
         if path.is_dir():
             raise MlopsError(f"{self.where}: is a folder; name the .onnx file in it")
+        self._check_size(told.st_size)
         return told.st_mtime_ns, told.st_size, told.st_ino
+
+    def _check_size(self, size: int) -> None:
+        if size > onnx_file.MOST_BYTES:
+            raise MlopsError(f"{self.shown}: is larger than {onnx_file.MOST_BYTES:,} bytes; that is no ONNX file")
 
     def _copy(self, target: Path) -> None:
         if "://" in self.where:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,8 +22,8 @@ from typing import Any
 from mlops.errors import MlopsError, one_line
 from mlops.serving import admin, logs
 from mlops.serving.settings import Settings, is_local
-from mlops.serving.sources import Source
-from mlops.serving.worker_start import Start, listening
+from mlops.serving.sources import Snapshot, Source
+from mlops.serving.worker_start import Start, reserved
 
 log = logging.getLogger("mlops.serving.server")
 
@@ -39,13 +39,23 @@ class _Worker:
     process: subprocess.Popen[str]
     started: float
     listening: bool = False
-    # Model -> SHA-256 of the file in use, and why a later one is not.
+    # Model -> SHA-256 of the file in use.
     loaded: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str | None] = field(default_factory=dict)
+    # Model -> the last snapshot that it has tried, and why that is not in use.
+    tried: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    # Lines that it is to be told; None ends that.
+    outbox: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
+
+    def refusal(self, name: str) -> str | None:
+        """Why the last file of a model is not in use."""
+        return self.tried.get(name, ("", None))[1]
 
 
 class Supervisor:
-    """The workers and the models of one server. All happens in the thread of `run`, but for what `admin` asks."""
+    """The workers and the models of one server.
+
+    All happens in the thread of `run`, but for looking at files, and what `admin` asks.
+    """
 
     def __init__(self, settings: Settings, folder: Path, *, named: bool) -> None:
         """Take the models' files, into `folder`. Models that the user `named` must be there, a default one need not.
@@ -57,18 +67,23 @@ class Supervisor:
         self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._workers: dict[int, _Worker] = {}
         self._changed = threading.Condition()
-        self._looking = threading.Lock()
-        (folder / "models").mkdir()
+        # The last snapshots that a worker has loaded: one that starts later must answer, whatever came since.
+        self._good: dict[str, Snapshot] = {}
         (folder / "metrics").mkdir()
-        self._sources = {name: Source(name, where, folder / "models") for name, where in settings.models.items()}
+        self._sources = {}
         problems = []
-        for source in self._sources.values():
+        for number, (name, where) in enumerate(settings.models.items()):
+            own = folder / "models" / str(number)
+            own.mkdir(parents=True)
+            source = self._sources[name] = Source(name, where, own)
             try:
                 source.look()
             except MlopsError as error:
                 problems += error.problems
         if problems and named:
             raise MlopsError(problems)
+        for problem in problems:
+            log.warning(f"{problem} (until then, nothing is predicted)")
 
     def run(self, addresses: "Addresses", workers: int, *, reload: bool) -> int:
         """Serve until a signal; returns the exit code.
@@ -77,24 +92,27 @@ class Supervisor:
             MlopsError: an address cannot be listened at.
         """
         host, admin_host = addresses.host, addresses.admin_host
-        with _reserve(host, addresses.port) as sock:
-            port = sock.getsockname()[1]
+        with _reserved(host, addresses.port) as port:
             self._start = Start(self._settings, host, port, self._folder)
             self._number, self._url = workers, f"http://{_bracketed(host)}:{port}"
-            for number in range(workers):
-                self._spawn(number)
-            with self._signals():
-                other = admin.start(admin_host, addresses.admin_port, self._folder / "metrics", self)
-                log.info(f"{self._url}: starting, {workers} workers; administration: http://{admin_host}:{other}")
-                if not is_local(admin_host):
-                    log.warning(f"--admin-host={admin_host}: administration asks for no key; keep others out of there")
-                if reload:
-                    threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            other = admin.start(admin_host, addresses.admin_port, self._folder / "metrics", self)
+            where = f"http://{_bracketed(admin_host)}:{other}"
+            log.info(f"{self._url}: starting, {workers} workers; administration: {where}")
+            if not is_local(admin_host):
+                log.warning(f"--admin-host={admin_host}: administration asks for no key; keep others out of there")
+            with _on_signals(lambda number: self._events.put(("signal", number))):
                 try:
+                    for number in range(workers):
+                        self._spawn(number)
+                    if reload:
+                        threading.Thread(target=self._watch, name="watch", daemon=True).start()
                     return self._supervise()
                 finally:
-                    for worker in self._workers.values():
+                    # All of them have ended before the folder goes in which they write.
+                    for worker in self._all():
                         worker.process.kill()
+                    for worker in self._all():
+                        worker.process.wait()
 
     # What `admin` asks, from other threads.
 
@@ -106,11 +124,11 @@ class Supervisor:
         waiting = [number for number, told in workers.items() if not told["ready"]]
         if missing := [source for source in self._sources.values() if source.snapshot is None]:
             reason = "; ".join(f"model {source.name}: {source.refused}" for source in missing)
-        elif not self._sources:
-            reason = "there is no model"
+        elif waiting:
+            reason = f"workers that are not ready: {', '.join(waiting)}"
         else:
-            reason = f"workers that are not ready: {', '.join(waiting) or 'none'}"
-        ready = len(workers) == self._number and not waiting and not missing and bool(self._sources)
+            reason = f"workers that are there: {len(workers)} of {self._number}"
+        ready = len(workers) == self._number and not waiting and not missing
         return {"ready": ready, "reason": None if ready else reason, "workers": workers}
 
     def models(self) -> list[dict[str, Any]]:
@@ -134,18 +152,22 @@ class Supervisor:
 
     def _model(self, source: Source) -> dict[str, Any]:
         workers = {
-            str(worker.number): {"sha256": worker.loaded.get(source.name), "refused": worker.refused.get(source.name)}
+            str(worker.number): {"sha256": worker.loaded.get(source.name), "refused": worker.refusal(source.name)}
             for worker in self._all()
         }
-        refused = source.refused or next((told["refused"] for told in workers.values() if told["refused"]), None)
+        refused = source.refused or self._refusal(source)
         sha256 = source.snapshot and source.snapshot.sha256
         return {"name": source.name, "file": source.shown, "sha256": sha256, "refused": refused, "workers": workers}
 
     def _pending(self, source: Source) -> bool:
-        wanted = source.snapshot and source.snapshot.sha256
-        return any(
-            worker.loaded.get(source.name) != wanted and not worker.refused.get(source.name) for worker in self._all()
+        """Whether a worker has yet to say what it thinks of the last snapshot."""
+        wanted = source.snapshot and str(source.snapshot.path)
+        return wanted is not None and any(
+            worker.tried.get(source.name, ("", None))[0] != wanted for worker in self._all()
         )
+
+    def _refusal(self, source: Source) -> str | None:
+        return next((reason for worker in self._all() if (reason := worker.refusal(source.name))), None)
 
     def _ready(self, worker: _Worker) -> bool:
         return worker.listening and set(worker.loaded) == set(self._sources)
@@ -159,64 +181,84 @@ class Supervisor:
         while True:
             time.sleep(self._settings.reload_seconds)
             for source in self._sources.values():
-                self._look(source)
+                try:
+                    self._look(source)
+                except Exception:  # a bug, or a full disk, must not be the end of watching
+                    log.exception(f"model {source.name}: cannot be looked at")
 
     def _look(self, source: Source, *, again: bool = False) -> None:
-        with self._looking:  # a reload that is asked for, and the watch
+        with source.looking:  # a reload that is asked for, and the watch
             before = source.refused
             try:
                 if source.look(again=again):
+                    self._events.put(("load", source))
+                elif again and self._refusal(source):
                     with self._changed:
                         for worker in self._all():
-                            worker.refused[source.name] = None
+                            worker.tried.pop(source.name, None)
                     self._events.put(("load", source))
                 elif before:
-                    self._events.put(("good", source))
+                    self._events.put(("state", source))
             except MlopsError:
                 if source.refused != before:
                     log.error(f"model {source.name}: refused: {source.refused}")
-                    self._events.put(("bad", source))
+                    self._events.put(("state", source))
 
     def _load(self, worker: _Worker, source: Source) -> None:
         if source.snapshot is not None:
             told = {"path": str(source.snapshot.path), "sha256": source.snapshot.sha256}
             self._say(worker, {"do": "load", "name": source.name, **told})
-        if source.refused:
-            self._say(worker, {"do": "refuse", "name": source.name, "reason": source.refused})
+
+    def _show_state(self, worker: _Worker, source: Source) -> None:
+        reason = source.refused or worker.refusal(source.name)
+        self._say(worker, {"do": "refuse", "name": source.name, "reason": reason})
 
     # Workers.
 
     def _spawn(self, number: int) -> None:
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics"), "OMP_NUM_THREADS": "1"}
+        environment = {
+            # Before onnxruntime is imported: later, it has begun to tell its maker what it runs.
+            "ORT_DISABLE_TELEMETRY": "1",
+            **os.environ,
+            "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics"),
+            "OMP_NUM_THREADS": "1",
+        }
+        # A group of their own: Ctrl-C in a terminal is for us, who then tell them.
+        group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlops.serving.worker"],
+            # -P: nothing is imported from the folder that we happen to be in.
+            [sys.executable, "-P", "-m", "mlops.serving.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
             encoding="utf-8",
+            **group,
         )
         worker = self._workers[number] = _Worker(number, process, time.monotonic())
-        threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
-        self._write(worker, self._start.line())
+        for what in (self._listen, _feed):
+            threading.Thread(target=what, args=(worker,), name=f"worker-{number}", daemon=True).start()
+        worker.outbox.put(self._start.line())
         for source in self._sources.values():
+            good = self._good.get(source.name)
+            if good is not None and good is not source.snapshot:
+                self._say(worker, {"do": "load", "name": source.name, "path": str(good.path), "sha256": good.sha256})
             self._load(worker, source)
+            if source.refused:
+                self._show_state(worker, source)
 
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None  # noqa: S101 - it was asked for
-        for line in worker.process.stdout:
-            self._events.put(("told", (worker, json.loads(line))))
+        with worker.process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # it was killed in the middle of a line
+                    self._events.put(("told", (worker, json.loads(line))))
         worker.process.wait()
+        worker.outbox.put(None)
         self._events.put(("ended", worker))
 
     def _say(self, worker: _Worker, told: dict[str, Any]) -> None:
-        self._write(worker, json.dumps(told) + "\n")
-
-    def _write(self, worker: _Worker, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it has just died, of which an event tells
-            assert worker.process.stdin is not None  # noqa: S101 - it was asked for
-            worker.process.stdin.write(line)
-            worker.process.stdin.flush()
+        worker.outbox.put(json.dumps(told) + "\n")
 
     # What happens.
 
@@ -254,28 +296,36 @@ class Supervisor:
                 pauses[told.number] = min(2 * pauses[told.number], _LONGEST_PAUSE)
             else:
                 for worker in self._all():
-                    self._load(worker, told) if kind == "load" else self._say(
-                        worker, {"do": "refuse", "name": told.name, "reason": told.refused}
-                    )
+                    self._load(worker, told) if kind == "load" else self._show_state(worker, told)
 
     def _heard(self, worker: _Worker, told: dict[str, Any]) -> None:
         with self._changed:
             if "listening" in told:
                 worker.listening = True
             if "loaded" in told:
-                worker.refused[told["loaded"]] = told["refused"]
-                if not told["refused"]:
-                    worker.loaded[told["loaded"]] = told["sha256"]
+                self._loaded(worker, self._sources[told["loaded"]], told["path"], told["sha256"], told["refused"])
             self._changed.notify_all()
-        self._tidy()
 
-    def _tidy(self) -> None:
+    def _loaded(self, worker: _Worker, source: Source, path: str, sha256: str, refused: str | None) -> None:
+        name, snapshot = source.name, source.snapshot
+        if refused is None:
+            worker.loaded[name] = sha256
+        if snapshot is None or path != str(snapshot.path):  # there is a later one already
+            return
+        if refused is not None and self._refusal(source) is None:  # else another worker has said so
+            log.error(f"model {name}: refused: {refused}")
+        worker.tried[name] = path, refused
+        if refused is None:
+            self._good[name] = snapshot
+        if not self._pending(source):
+            self._tidy(source)
+
+    def _tidy(self, source: Source) -> None:
         """Remove snapshots that no worker will read again."""
-        for source in self._sources.values():
-            if source.snapshot is not None and not self._pending(source):
-                for path in (self._folder / "models").glob(f"{source.name}-*.onnx"):
-                    if path != source.snapshot.path:
-                        path.unlink(missing_ok=True)
+        good = self._good.get(source.name)
+        for path in [path for path in source.replaced if good is None or path != good.path]:
+            source.replaced.remove(path)
+            path.unlink(missing_ok=True)
 
     def _drain(self, number: int) -> int:
         log.info("ending: what was accepted is still answered")
@@ -294,19 +344,6 @@ class Supervisor:
             if kind == "ended":
                 self._workers.pop(told.number, None)
         return 128 + number
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def hear(number: int, frame: Any) -> None:  # noqa: ARG001
-            self._events.put(("signal", number))
-
-        heard = [signal.SIGTERM, signal.SIGINT]
-        before = [signal.signal(number, hear) for number in heard]
-        try:
-            yield
-        finally:
-            for number, handler in zip(heard, before, strict=True):
-                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -331,26 +368,57 @@ def serve(settings: Settings, addresses: Addresses, workers: int, *, reload: boo
     if workers > 1 and sys.platform == "win32":
         raise MlopsError(f"--workers={workers}: on Windows, one process serves; use --workers 1")
     logs.start()
-    with tempfile.TemporaryDirectory(prefix="mlops-serve-") as folder:
+    with (
+        _on_signals(_end),
+        tempfile.TemporaryDirectory(prefix="mlops-serve-", ignore_cleanup_errors=True) as folder,
+    ):
         supervisor = Supervisor(settings, Path(folder), named=named)
         return supervisor.run(addresses, workers, reload=reload)
 
 
-def _reserve(host: str, port: int) -> Any:
-    """The address, for our processes alone.
+@contextlib.contextmanager
+def _reserved(host: str, port: int) -> Iterator[int]:
+    """The port, for our processes alone.
 
     Raises:
-        MlopsError: somebody listens there, or it is none of this machine's.
+        MlopsError: somebody listens there, or the address is none of this machine's.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            port = stack.enter_context(reserved(host, port))
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise MlopsError(
+                f"--host={host} --port={port}: cannot listen there: {one_line(error)}; choose another"
+            ) from error
+        yield port
+
+
+@contextlib.contextmanager
+def _on_signals(hear: Callable[[int], object]) -> Iterator[None]:
+    """Let `hear` hear of what should end a process. Who was told to outlive its terminal, as by nohup, does."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = [signal.signal(number, lambda number, _: hear(number)) for number in numbers]
     try:
-        # Ours may share an address; this says whether somebody else has it.
-        with listening(host, port, share=False) as probe:
-            port = probe.getsockname()[1]
-        return listening(host, port, reserve=True)
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise MlopsError(
-            f"--host={host} --port={port}: cannot listen there: {one_line(error)}; choose another"
-        ) from error
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _end(number: int) -> None:
+    """Before there are workers, nothing is accepted."""
+    raise SystemExit(128 + number)
+
+
+def _feed(worker: _Worker) -> None:
+    """Tell a worker what it is to be told: one that hangs keeps this thread waiting, and nobody else."""
+    assert worker.process.stdin is not None  # noqa: S101 - it was asked for
+    with contextlib.suppress(OSError), worker.process.stdin as pipe:  # it has just died, of which an event tells
+        while (line := worker.outbox.get()) is not None:
+            pipe.write(line)
+            pipe.flush()
 
 
 def _bracketed(host: str) -> str:

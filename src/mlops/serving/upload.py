@@ -19,6 +19,11 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 _MOST_FIELDS = 32
 _PLAIN = ("application/octet-stream", "binary/octet-stream")
 _LONGEST_NAME = 255
+_LONGEST_KIND = 1000
+# Digits of a Content-Length.
+_LONGEST_LENGTH = 18
+# Bytes of JSON that one number may take, with the white space around it.
+_WIDEST_NUMBER = 64
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,23 @@ class Reader:
             Problem: it is too large, too slow, or more than there is room for; or the caller has gone.
         """
         most, told = self._limits.body_bytes, headers.get(b"content-length", b"")
-        if told.isdigit() and int(told) > most:
-            raise Problem(413, f"a body of {int(told):,} bytes: at most {most:,}")
-        message = await receive()
-        if not message.get("more_body") and message["type"] == "http.request":  # as nearly always
-            content = bytes(message.get("body", b""))
-            if len(content) > most:
-                raise Problem(413, f"a body of {len(content):,} bytes: at most {most:,}")
-            self._budget.take(len(content))
-        else:
-            content = await self._rest(message, receive)
+        # Longer ones fit no body, or are padded with zeros; reading them takes Python too long, and it refuses to.
+        if told.isdigit() and (len(told) > _LONGEST_LENGTH or int(told) > most):
+            raise Problem(413, f"a body of more than {most:,} bytes")
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                message = await receive()
+                if message.get("more_body") or message["type"] != "http.request":
+                    content = await self._rest(message, receive)
+                else:  # as nearly always
+                    content = bytes(message.get("body", b""))
+                    if len(content) > most:
+                        raise Problem(413, f"a body of more than {most:,} bytes")
+                    self._budget.take(len(content))
+        except TimeoutError:
+            # Whoever sends a letter a second would keep the connection otherwise.
+            detail = f"the body took longer than {self._limits.seconds:g} s"
+            raise Problem(408, detail, {"Connection": "close"}) from None
         if headers.get(b"content-encoding", b"identity") != b"identity":
             self._budget.give(len(content))
             raise Problem(415, "content-encoding: send the body as it is")
@@ -89,21 +101,17 @@ class Reader:
     async def _rest(self, message: Mapping[str, Any], receive: Receive) -> bytes:
         most, content = self._limits.body_bytes, bytearray()
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                while True:
-                    if message["type"] == "http.disconnect":
-                        raise Problem(400, "the caller hung up before the whole body was sent")
-                    part = message.get("body", b"")
-                    if len(content) + len(part) > most:
-                        raise Problem(413, f"a body of more than {most:,} bytes")
-                    self._budget.take(len(part))
-                    content += part
-                    if not message.get("more_body"):
-                        return bytes(content)
-                    message = await receive()
-        except TimeoutError:
-            self._budget.give(len(content))
-            raise Problem(408, f"the body took longer than {self._limits.seconds:g} s") from None
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise Problem(400, "the caller hung up before the whole body was sent")
+                part = message.get("body", b"")
+                if len(content) + len(part) > most:
+                    raise Problem(413, f"a body of more than {most:,} bytes")
+                self._budget.take(len(part))
+                content += part
+                if not message.get("more_body"):
+                    return bytes(content)
+                message = await receive()
         except BaseException:
             self._budget.give(len(content))
             raise
@@ -115,6 +123,8 @@ def images_of(body: Body, field: str, limits: Limits) -> list[Upload]:
     Raises:
         Problem: there are none, too many, or it is something else.
     """
+    if len(body.kind) > _LONGEST_KIND:
+        raise Problem(415, f"content-type: must be at most {_LONGEST_KIND:,} letters")
     kind, options = parse_options_header(body.kind)
     if kind == b"multipart/form-data":
         return _files(body.content, options, field, limits.files)
@@ -137,6 +147,9 @@ def features_of(body: Body, most: int, width: int) -> list[list[float]]:
     """
     if not re.match(r"application/json\s*(;|$)", body.kind, re.IGNORECASE):
         raise Problem(415, f'this model takes application/json: {{"features": [[{width} numbers], ...]}}')
+    # Parsing takes memory of 20 times the text and holds up all other requests; most of it would be thrown away.
+    if len(body.content) > (longest := 1024 + _WIDEST_NUMBER * most * (width + 1)):
+        raise Problem(413, f"features: more than {longest:,} bytes: at most {most:,} rows of {width:,} numbers at once")
     try:
         told = json.loads(body.content)
     except (ValueError, RecursionError):
@@ -169,7 +182,7 @@ def _files(content: bytes, options: Mapping[bytes, bytes], field: str, most: int
         raise Problem(400, "broken multipart body: it ends too early")
     found = [part for part in form.parts if part.field == field]
     if not found:
-        others = ", ".join(sorted({part.field for part in form.parts})[:5]) or "nothing"
+        others = ", ".join(sorted({part.field or "" for part in form.parts})[:5]) or "nothing"
         raise Problem(422, f"the form has no field {field}; it has {others}")
     if len(found) > most:
         raise Problem(413, f"{len(found):,} files: at most {most:,} at once")
@@ -181,10 +194,11 @@ def _files(content: bytes, options: Mapping[bytes, bytes], field: str, most: int
 
 class _Part:
     def __init__(self) -> None:
-        self.field, self.kind, self.name = "", "", None
+        # None until its head says it; a name may be empty.
+        self.field: str | None = None
+        self.name: str | None = None
+        self.kind = ""
         self.content: list[bytes] = []
-
-    name: str | None
 
     def header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -238,7 +252,7 @@ class _Form:
         self._name = self._value = b""
 
     def _headers(self) -> None:
-        if not self.parts[-1].field:
+        if self.parts[-1].field is None:
             raise Problem(400, "broken multipart body: a part without a name")
 
     def _end(self) -> None:

@@ -7,48 +7,31 @@ are there. Reading one takes memory of some 30 times its JSON at most, 10 times 
 """
 
 import json
-import math
-import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mlops.errors import MlopsError, one_line
+from mlops.errors import one_line
+from mlops.serving.tensors import (
+    LENGTH,
+    NAMES,
+    ProtocolError,
+    Tensor,
+    brief,
+    no_shared_memory,
+    read_tensor,
+    take,
+)
 
-Tensor = npt.NDArray[Any]
 Kind = Literal["images", "features"]
-_Value = TypeVar("_Value")
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
-# As they lie in binary data.
-_DATATYPES = {
-    "BOOL": np.dtype("?"),
-    **{f"UINT{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
-    **{f"INT{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
-    **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
-    "BYTES": np.dtype(object),
-}
-_NAMES = {dtype: name for name, dtype in _DATATYPES.items()}
-_KINDS = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a whole number of 0 or more"}
-_NUMBERS: dict[str, tuple[set[type], str]] = {"b": ({bool}, "true or false"), "f": ({int, float}, "numbers")}
-_WHOLE_NUMBERS: tuple[set[type], str] = ({int}, "whole numbers")
-_LENGTH = struct.Struct("<I")
-# More than any tensor here has, and far from where numpy gives up.
-_MOST_AXES, _MOST_VALUES = 16, 2**40
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-
-
-class ProtocolError(MlopsError):
-    """One line for the caller, to be sent as `{"error": line}` with the HTTP status `status`."""
-
-    def __init__(self, problem: str, status: int = 400) -> None:
-        super().__init__(problem)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +70,7 @@ def json_length(header: str | None) -> int | None:
     if header is None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) < 19):
-        raise ProtocolError(f"{JSON_LENGTH}={_shown(header)}: must be a number of bytes")
+        raise ProtocolError(f"{JSON_LENGTH}={brief(header)}: must be a number of bytes")
     return int(header)
 
 
@@ -101,7 +84,7 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
     if name in {"", "identity"}:
         return body
     if name not in _WINDOW:
-        raise ProtocolError(f"Content-Encoding={_shown(encoding)}: must be gzip or deflate", 415)
+        raise ProtocolError(f"Content-Encoding={brief(encoding)}: must be gzip or deflate", 415)
     stream = zlib.decompressobj(_WINDOW[name])
     try:
         found = stream.decompress(body, most + 1)
@@ -124,23 +107,23 @@ def parse(body: bytes, json_length: int | None) -> InferRequest:
     if not 0 <= offset <= len(body):
         raise ProtocolError(f"{JSON_LENGTH}={json_length}: must be at most the body's {len(body):,} bytes")
     told = _json(body[:offset])
-    parameters = _take(told, "parameters", dict, "", {})
-    binary = _take(parameters, "binary_data_output", bool, "parameters.", False)
+    parameters = take(told, "parameters", dict, "", {})
+    binary = take(parameters, "binary_data_output", bool, "parameters.", False)
     inputs: dict[str, Tensor] = {}
-    for index, one in enumerate(_take(told, "inputs", list, "")):
+    for index, one in enumerate(take(told, "inputs", list, "")):
         where = f"inputs[{index}]"
         name = _name(one, where, inputs)
-        inputs[name], offset = _tensor(one, f"{where}.", body, offset)
+        inputs[name], offset = read_tensor(one, f"{where}.", body, offset)
     if not inputs:
         raise ProtocolError("inputs: is empty; must hold what the model is to answer")
     if offset != len(body):
         raise ProtocolError(f"the body goes on for {len(body) - offset:,} bytes after its inputs; must end there")
     asked: dict[str, Asked] = {}
-    for index, one in enumerate(_take(told, "outputs", list, "", [])):
+    for index, one in enumerate(take(told, "outputs", list, "", [])):
         where = f"outputs[{index}]"
         name = _name(one, where, asked)
         asked[name] = _asked(one, name, f"{where}.parameters.", binary)
-    return InferRequest(_take(told, "id", str, "", ""), inputs, tuple(asked.values()), binary)
+    return InferRequest(take(told, "id", str, "", ""), inputs, tuple(asked.values()), binary)
 
 
 def only_input(request: InferRequest, metadata: Mapping[str, Any]) -> tuple[str, Tensor]:
@@ -157,8 +140,8 @@ def only_input(request: InferRequest, metadata: Mapping[str, Any]) -> tuple[str,
         raise ProtocolError(f"inputs: are {len(request.inputs)}; this model takes one, {names}")
     ((name, tensor),) = request.inputs.items()
     if name not in known:
-        raise ProtocolError(f"inputs[0].name={_shown(name)}: this model takes {names}")
-    datatype, shape = _NAMES[tensor.dtype], known[name]["shape"]
+        raise ProtocolError(f"inputs[0].name={brief(name)}: this model takes {names}")
+    datatype, shape = NAMES[tensor.dtype], known[name]["shape"]
     if datatype != known[name]["datatype"]:
         raise ProtocolError(f'inputs[0].datatype="{datatype}": {name} must be {known[name]["datatype"]}')
     fits = len(shape) == tensor.ndim and all(
@@ -266,152 +249,33 @@ def _json(head: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ProtocolError(f"the request is not JSON: {one_line(error)}") from None
     if type(told) is not dict:
-        raise ProtocolError(f"the request is {_shown(told)}: must be an object")
+        raise ProtocolError(f"the request is {brief(told)}: must be an object")
     return told
-
-
-def _take(
-    section: Mapping[str, Any], key: str, kind: type[_Value], where: str, otherwise: _Value | None = None
-) -> _Value:
-    """A value of a section that must be of that kind; null is as good as none."""
-    value = section.get(key)
-    negative = type(value) is int and value < 0
-    # By type alone: true is an int to isinstance.
-    if type(value) is kind and not negative:
-        return value
-    if value is not None:
-        raise ProtocolError(f"{where}{key}={_shown(value)}: must be {_KINDS[kind]}")
-    if otherwise is None:
-        raise ProtocolError(f"{where}{key}: is missing; must be {_KINDS[kind]}")
-    return otherwise
 
 
 def _name(one: Any, where: str, others: Mapping[str, Any]) -> str:
     if type(one) is not dict:
-        raise ProtocolError(f"{where}={_shown(one)}: must be an object")
-    name = _take(one, "name", str, f"{where}.")
+        raise ProtocolError(f"{where}={brief(one)}: must be an object")
+    name = take(one, "name", str, f"{where}.")
     if name in others:
-        raise ProtocolError(f"{where}.name={_shown(name)}: is there twice")
+        raise ProtocolError(f"{where}.name={brief(name)}: is there twice")
     return name
 
 
-def _no_shared_memory(parameters: Mapping[str, Any], where: str) -> None:
-    if "shared_memory_region" in parameters:
-        raise ProtocolError(f"{where}shared_memory_region: is not supported; send the data itself")
-
-
 def _asked(one: Mapping[str, Any], name: str, where: str, binary: bool) -> Asked:
-    parameters = _take(one, "parameters", dict, where.removesuffix("parameters."), {})
-    _no_shared_memory(parameters, where)
+    parameters = take(one, "parameters", dict, where.removesuffix("parameters."), {})
+    no_shared_memory(parameters, where)
     return Asked(
         name,
-        _take(parameters, "binary_data", bool, where, binary),
-        _take(parameters, "classification", int, where, 0),
+        take(parameters, "binary_data", bool, where, binary),
+        take(parameters, "classification", int, where, 0),
     )
 
 
 def _check_outputs(request: InferRequest, known: Mapping[str, Any] | Sequence[str]) -> None:
     for index, asked in enumerate(request.outputs):
         if asked.name not in known:
-            raise ProtocolError(f"outputs[{index}].name={_shown(asked.name)}: this model gives {', '.join(known)}")
-
-
-def _tensor(told: Mapping[str, Any], where: str, body: bytes, offset: int) -> tuple[Tensor, int]:
-    """The tensor that an input describes, and where in the body its binary data ends, having begun at `offset`."""
-    datatype = _take(told, "datatype", str, where)
-    dtype = _DATATYPES.get(datatype)
-    if dtype is None:
-        raise ProtocolError(f"{where}datatype={_shown(datatype)}: must be one of {', '.join(_DATATYPES)}")
-    shape = _take(told, "shape", list, where)
-    if len(shape) > _MOST_AXES or not all(type(side) is int and side >= 0 for side in shape):
-        shown = ", ".join(map(_shown, shape[:_MOST_AXES]))
-        raise ProtocolError(f"{where}shape=[{shown}]: must be up to {_MOST_AXES} whole numbers of 0 or more")
-    # Without the zeros: they would hide sides that are too long for numpy.
-    if math.prod(side or 1 for side in shape) > _MOST_VALUES:
-        raise ProtocolError(f"{where}shape=[{', '.join(map(_shown, shape))}]: is too large")
-    parameters = _take(told, "parameters", dict, where, {})
-    _no_shared_memory(parameters, f"{where}parameters.")
-    if parameters.get("binary_data_size") is None:
-        data = _flat(_take(told, "data", list, where), shape, where)
-        return _converted(data, dtype, where).reshape(shape), offset
-    size = _take(parameters, "binary_data_size", int, f"{where}parameters.")
-    if told.get("data") is not None:
-        raise ProtocolError(f"{where}data: there is binary data too; must be one of both")
-    if size > len(body) - offset:
-        left = f"the {len(body) - offset:,} bytes that the body still has"
-        raise ProtocolError(f"{where}parameters.binary_data_size={_shown(size)}: must be at most {left}")
-    count = math.prod(shape)
-    if datatype == "BYTES":
-        texts = _texts(body, offset, offset + size, count, where)
-        return _objects(texts).reshape(shape), offset + size
-    if size != count * dtype.itemsize:
-        problem = f"{datatype} {shape} are {count * dtype.itemsize:,} bytes"
-        raise ProtocolError(f"{where}parameters.binary_data_size={size}: {problem}")
-    tensor: Tensor = np.ndarray(shape, dtype, body, offset)
-    # Of other bytes numpy makes booleans that are neither true nor false.
-    if dtype.kind == "b" and count and tensor.view(np.uint8).max() > 1:
-        raise ProtocolError(f"{where.removesuffix('.')}: a BOOL must be 0 or 1")
-    return tensor if tensor.flags.aligned else tensor.copy(), offset + size
-
-
-def _flat(data: list[Any], shape: Sequence[int], where: str) -> list[Any]:
-    """The values of a tensor in JSON, whether they come as one list or nested like the shape."""
-    sides, count = list(shape), math.prod(shape)
-    if data and type(data[0]) is list:
-        # Axis by axis instead of value by value: the depth is the caller's.
-        rows: list[Any] = [data]
-        for side in sides:
-            if not all(type(row) is list and len(row) == side for row in rows):
-                raise ProtocolError(f"{where}data: must be nested like shape={sides}, or one list")
-            rows = [value for row in rows for value in row]
-        data = rows
-    if len(data) != count:
-        raise ProtocolError(f"{where}data: holds {len(data):,} values; shape={sides} are {count:,}")
-    return data
-
-
-def _converted(values: list[Any], dtype: np.dtype[Any], where: str) -> Tensor:
-    """Flat values out of JSON as an array, if all are of its kind and in its range."""
-    if dtype.kind == "O":
-        if not set(map(type, values)) <= {str}:
-            raise ProtocolError(f"{where}data: must be text, for BYTES")
-        try:
-            return _objects([text.encode() for text in values])
-        except UnicodeEncodeError:
-            raise ProtocolError(f"{where}data: holds half a surrogate pair, which is no text") from None
-    kinds, meaning = _NUMBERS.get(dtype.kind, _WHOLE_NUMBERS)
-    if not set(map(type, values)) <= kinds:
-        raise ProtocolError(f"{where}data: must be {meaning}, for {_NAMES[dtype]}")
-    try:
-        with np.errstate(over="raise"):
-            return np.array(values, dtype)
-    except (OverflowError, FloatingPointError):
-        raise ProtocolError(f"{where}data: holds a number that is out of range for {_NAMES[dtype]}") from None
-
-
-def _texts(body: bytes, offset: int, end: int, count: int, where: str) -> list[bytes]:
-    """`count` elements of BYTES, each after its length, that take the body from `offset` to `end` exactly."""
-    where = where.removesuffix(".")
-    if count * _LENGTH.size > end - offset:
-        raise ProtocolError(f"{where}: its binary data is too short for {count:,} elements of BYTES and their lengths")
-    texts = []
-    for index in range(count):
-        start = offset + _LENGTH.size
-        # The lengths of those before may have used up the rest.
-        length = _LENGTH.unpack_from(body, offset)[0] if start <= end else 0
-        offset = start + length
-        if offset > end:
-            raise ProtocolError(f"{where}: its binary data ends within element {index} of {count:,}")
-        texts.append(body[start:offset])
-    if offset != end:
-        raise ProtocolError(f"{where}: its binary data goes on for {end - offset:,} bytes after its last element")
-    return texts
-
-
-def _objects(texts: list[bytes]) -> Tensor:
-    found = np.empty(len(texts), object)
-    found[:] = texts
-    return found
+            raise ProtocolError(f"outputs[{index}].name={brief(asked.name)}: this model gives {', '.join(known)}")
 
 
 def _top(rows: npt.NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
@@ -426,12 +290,4 @@ def _top(rows: npt.NDArray[np.float32], top: int, labels: Sequence[str]) -> list
 
 def _with_length(text: str) -> bytes:
     raw = text.encode()
-    return _LENGTH.pack(len(raw)) + raw
-
-
-def _shown(value: Any) -> str:
-    """A value out of JSON, short, for a problem's line."""
-    if isinstance(value, list | dict):
-        return "[...]" if isinstance(value, list) else "{...}"
-    text = json.dumps(value[:41] if isinstance(value, str) else value, ensure_ascii=False)
-    return text if len(text) <= 42 else f"{text[:40]}..."
+    return LENGTH.pack(len(raw)) + raw
