@@ -454,7 +454,12 @@ class TestInflate:
             (gzip.compress(b"a", mtime=0) * 2, "gzip", 400, "the body does not end where its gzip does"),
             (b"", "gzip", 400, "the body does not end where its gzip does"),
             (zlib.compress(b"a"), "gzip", 400, "the body is not what Content-Encoding=gzip says: Error -3"),
-            (gzip.compress(b"a", mtime=0), "deflate", 400, "the body is not what Content-Encoding=deflate says: Error -3"),
+            (
+                gzip.compress(b"a", mtime=0),
+                "deflate",
+                400,
+                "the body is not what Content-Encoding=deflate says: Error -3",
+            ),
             (b"a", "br", 415, 'Content-Encoding="br": must be gzip or deflate'),
             (b"a", "gzip, gzip", 415, 'Content-Encoding="gzip, gzip": must be gzip or deflate'),
         ],

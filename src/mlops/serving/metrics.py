@@ -50,6 +50,13 @@ class Metrics:
         self._loads = Counter(
             "mlops_model_loads", "Model files that were loaded or refused.", ("model", "result"), registry=registry
         )
+        self._info = Gauge(
+            "mlops_model_info",
+            "1 for the version of a model that answers, 0 for those before.",
+            ("model", "version"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         # Label values to their counter: looking that up in the library costs as much as counting.
         self._known: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._known_classes: dict[tuple[str, str], Counter] = {}
@@ -82,6 +89,13 @@ class Metrics:
             self._batch_seconds.labels(model).observe(seconds)
         self._queue.labels(model).set(waiting)
 
-    def loaded(self, model: str, refused: bool) -> None:
-        """A model file was loaded, or refused."""
-        self._loads.labels(model, "refused" if refused else "loaded").inc()
+    def loaded(self, model: str, version: str, before: str | None) -> None:
+        """A model file was loaded, in place of a version `before`."""
+        self._loads.labels(model, "loaded").inc()
+        if before is not None:
+            self._info.labels(model, before).set(0)
+        self._info.labels(model, version).set(1)
+
+    def refused(self, model: str) -> None:
+        """A model file was refused."""
+        self._loads.labels(model, "refused").inc()

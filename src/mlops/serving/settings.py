@@ -17,7 +17,10 @@ from mlops.image import FORMATS
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
 # Routes of our own, which no alias may take.
-_OURS = ("/health", "/version", "/models", "/predict", "/ensembles", "/v2", "/docs", "/redoc", "/openapi.json", "/noop")
+_OURS = (
+    *("/health", "/version", "/models", "/predict", "/ensembles", "/v2", "/page"),
+    *("/docs", "/redoc", "/openapi.json", "/noop"),
+)
 _MIB = 1024**2
 
 Positive = Annotated[int, Field(ge=1)]

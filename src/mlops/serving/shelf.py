@@ -128,7 +128,7 @@ class Shelf:
         except MlopsError as error:
             reason = "; ".join(error.problems).replace(str(path), self._settings.models[name])
             state.refused = reason
-            self._metrics.loaded(name, refused=True)
+            self._metrics.refused(name)
             return reason
         before, state.refused = state.shelved, None
 
@@ -138,7 +138,7 @@ class Shelf:
         limits, largest = self._settings.limits, self._settings.batch
         batcher = Batcher(model, limits, self._decoders, largest=largest, observe=observe)
         state.shelved = Shelved(name, model, sha256, batcher)
-        self._metrics.loaded(name, refused=False)
+        self._metrics.loaded(name, state.shelved.version, before.version if before else None)
         log.info(f"model {name}: {sha256[:12]} answers")
         if before is not None:
             before.batcher.close()  # what it was asked, it still answers
@@ -146,6 +146,8 @@ class Shelf:
 
     def refuse(self, name: str, reason: str | None) -> None:
         """Say why the file that is there is not in use; None: it is again."""
+        if reason and reason != self._states[name].refused:  # which a refusal of our own has counted
+            self._metrics.refused(name)
         self._states[name].refused = reason
 
     def close(self) -> None:
