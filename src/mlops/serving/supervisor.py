@@ -4,23 +4,22 @@ It holds no model and answers no prediction: what goes wrong with those takes a 
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from mlops.errors import MlopsError, one_line
 from mlops.serving import admin, logs
+from mlops.serving.process import Events, Process
 from mlops.serving.settings import Settings, is_local
 from mlops.serving.sources import Snapshot, Source
 from mlops.serving.worker_start import Start, reserved
@@ -31,24 +30,6 @@ log = logging.getLogger("mlops.serving.server")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 # As often may workers die before one has ever listened.
 _MOST_STILLBORN = 3
-
-
-@dataclass
-class _Worker:
-    number: int
-    process: subprocess.Popen[str]
-    started: float
-    listening: bool = False
-    # Model -> SHA-256 of the file in use.
-    loaded: dict[str, str] = field(default_factory=dict)
-    # Model -> the last snapshot that it has tried, and why that is not in use.
-    tried: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    # Lines that it is to be told; None ends that.
-    outbox: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
-
-    def refusal(self, name: str) -> str | None:
-        """Why the last file of a model is not in use."""
-        return self.tried.get(name, ("", None))[1]
 
 
 class Supervisor:
@@ -64,8 +45,8 @@ class Supervisor:
             MlopsError: one is missing, or may not be run.
         """
         self._settings, self._folder = settings, folder
-        self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._workers: dict[int, _Worker] = {}
+        self._events: Events = SimpleQueue()
+        self._workers: dict[int, Process] = {}
         self._changed = threading.Condition()
         # The last snapshots that a worker has loaded: one that starts later must answer, whatever came since.
         self._good: dict[str, Snapshot] = {}
@@ -110,17 +91,13 @@ class Supervisor:
                 finally:
                     # All of them have ended before the folder goes in which they write.
                     for worker in self._all():
-                        worker.process.kill()
-                    for worker in self._all():
-                        worker.process.wait()
+                        worker.kill()
 
     # What `admin` asks, from other threads.
 
     def health(self) -> dict[str, Any]:
         """The workers, and whether all of them have all models."""
-        workers = {
-            str(worker.number): {"pid": worker.process.pid, "ready": self._ready(worker)} for worker in self._all()
-        }
+        workers = {str(worker.number): {"pid": worker.pid, "ready": self._ready(worker)} for worker in self._all()}
         waiting = [number for number, told in workers.items() if not told["ready"]]
         if missing := [source for source in self._sources.values() if source.snapshot is None]:
             reason = "; ".join(f"model {source.name}: {source.refused}" for source in missing)
@@ -137,7 +114,7 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """The processes of the server."""
-        return {"supervisor": os.getpid()} | {f"worker-{w.number}": w.process.pid for w in self._all()}
+        return {"supervisor": os.getpid()} | {f"worker-{w.number}": w.pid for w in self._all()}
 
     def reload(self, name: str, seconds: float) -> dict[str, Any] | None:
         """Look at a model's file now, and wait until every worker has it or has refused it."""
@@ -169,10 +146,10 @@ class Supervisor:
     def _refusal(self, source: Source) -> str | None:
         return next((reason for worker in self._all() if (reason := worker.refusal(source.name))), None)
 
-    def _ready(self, worker: _Worker) -> bool:
+    def _ready(self, worker: Process) -> bool:
         return worker.listening and set(worker.loaded) == set(self._sources)
 
-    def _all(self) -> list[_Worker]:
+    def _all(self) -> list[Process]:
         return sorted(self._workers.values(), key=lambda worker: worker.number)
 
     # Models.
@@ -204,61 +181,27 @@ class Supervisor:
                     log.error(f"model {source.name}: refused: {source.refused}")
                     self._events.put(("state", source))
 
-    def _load(self, worker: _Worker, source: Source) -> None:
+    def _load(self, worker: Process, source: Source) -> None:
         if source.snapshot is not None:
             told = {"path": str(source.snapshot.path), "sha256": source.snapshot.sha256}
-            self._say(worker, {"do": "load", "name": source.name, **told})
+            worker.say({"do": "load", "name": source.name, **told})
 
-    def _show_state(self, worker: _Worker, source: Source) -> None:
+    def _show_state(self, worker: Process, source: Source) -> None:
         reason = source.refused or worker.refusal(source.name)
-        self._say(worker, {"do": "refuse", "name": source.name, "reason": reason})
+        worker.say({"do": "refuse", "name": source.name, "reason": reason})
 
     # Workers.
 
     def _spawn(self, number: int) -> None:
-        environment = {
-            # Before onnxruntime is imported: later, it has begun to tell its maker what it runs.
-            "ORT_DISABLE_TELEMETRY": "1",
-            **os.environ,
-            "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics"),
-            "OMP_NUM_THREADS": "1",
-        }
-        # A group of their own: Ctrl-C in a terminal is for us, who then tell them.
-        group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
-        process = subprocess.Popen(
-            # -P: nothing is imported from the folder that we happen to be in.
-            [sys.executable, "-P", "-m", "mlops.serving.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            **group,
-        )
-        worker = self._workers[number] = _Worker(number, process, time.monotonic())
-        for what in (self._listen, _feed):
-            threading.Thread(target=what, args=(worker,), name=f"worker-{number}", daemon=True).start()
-        worker.outbox.put(self._start.line())
+        worker = Process(number, self._folder / "metrics", self._start.line(), self._events)
+        self._workers[number] = worker
         for source in self._sources.values():
             good = self._good.get(source.name)
             if good is not None and good is not source.snapshot:
-                self._say(worker, {"do": "load", "name": source.name, "path": str(good.path), "sha256": good.sha256})
+                worker.say({"do": "load", "name": source.name, "path": str(good.path), "sha256": good.sha256})
             self._load(worker, source)
             if source.refused:
                 self._show_state(worker, source)
-
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None  # noqa: S101 - it was asked for
-        with worker.process.stdout as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError):  # it was killed in the middle of a line
-                    self._events.put(("told", (worker, json.loads(line))))
-        worker.process.wait()
-        worker.outbox.put(None)
-        self._events.put(("ended", worker))
-
-    def _say(self, worker: _Worker, told: dict[str, Any]) -> None:
-        worker.outbox.put(json.dumps(told) + "\n")
 
     # What happens.
 
@@ -284,8 +227,8 @@ class Supervisor:
                     log.info(f"ready: {self._url}; try: curl -F file=@IMAGE {self._url}/predict")
             elif kind == "ended":
                 del self._workers[told.number]
-                log.error(f"worker {told.number} (pid {told.process.pid}) ended: {_how(told.process.returncode)}")
-                _forget(told.process.pid, self._folder / "metrics")
+                log.error(f"worker {told.number} (pid {told.pid}) ended: {told.how_it_ended()}")
+                told.forget()
                 stillborn = 0 if told.listening else stillborn + 1
                 if stillborn >= _MOST_STILLBORN * self._number:
                     log.error("workers end before they listen; what they say is above")
@@ -298,7 +241,7 @@ class Supervisor:
                 for worker in self._all():
                     self._load(worker, told) if kind == "load" else self._show_state(worker, told)
 
-    def _heard(self, worker: _Worker, told: dict[str, Any]) -> None:
+    def _heard(self, worker: Process, told: dict[str, Any]) -> None:
         with self._changed:
             if "listening" in told:
                 worker.listening = True
@@ -306,7 +249,7 @@ class Supervisor:
                 self._loaded(worker, self._sources[told["loaded"]], told["path"], told["sha256"], told["refused"])
             self._changed.notify_all()
 
-    def _loaded(self, worker: _Worker, source: Source, path: str, sha256: str, refused: str | None) -> None:
+    def _loaded(self, worker: Process, source: Source, path: str, sha256: str, refused: str | None) -> None:
         name, snapshot = source.name, source.snapshot
         if refused is None:
             worker.loaded[name] = sha256
@@ -330,7 +273,7 @@ class Supervisor:
     def _drain(self, number: int) -> int:
         log.info("ending: what was accepted is still answered")
         for worker in self._all():
-            self._say(worker, {"do": "drain"})
+            worker.say({"do": "drain"})
         # A worker has its own limits; this is for one that hangs.
         end = time.monotonic() + self._settings.drain_seconds + self._settings.limits.seconds + 10
         while self._workers and (left := end - time.monotonic()) > 0:
@@ -412,28 +355,5 @@ def _end(number: int) -> None:
     raise SystemExit(128 + number)
 
 
-def _feed(worker: _Worker) -> None:
-    """Tell a worker what it is to be told: one that hangs keeps this thread waiting, and nobody else."""
-    assert worker.process.stdin is not None  # noqa: S101 - it was asked for
-    with contextlib.suppress(OSError), worker.process.stdin as pipe:  # it has just died, of which an event tells
-        while (line := worker.outbox.get()) is not None:
-            pipe.write(line)
-            pipe.flush()
-
-
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _how(code: int | None) -> str:
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
-
-
-def _forget(pid: int, folder: Path) -> None:
-    """Take a dead process out of what is counted live; what it has counted stays."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # Seconds that a connection may be idle: longer than a proxy's own, which would else send into one that just closed.
 _KEEP_ALIVE = 75
-
-
 # Seconds in which a connection that was just made should bring its request, before those without one are closed.
 _LAST = 0.5
 
