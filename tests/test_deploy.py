@@ -378,8 +378,8 @@ def test_what_nginx_itself_refuses_has_the_form_of_the_servers_refusals():
 def ending(settings: Settings) -> float:
     """Seconds that the server may take to end: those of `Supervisor._drain`, read there."""
     source = Path(supervisor.__file__).read_text(encoding="utf-8")
-    (extra,) = re.findall(r"self\._settings\.drain_seconds \+ self\._settings\.limits\.seconds \+ (\d+)", source)
-    return settings.drain_seconds + settings.limits.seconds + float(extra)
+    (extra,) = re.findall(r"self\._settings\.drain_seconds \+ 2 \* self\._settings\.limits\.seconds \+ (\d+)", source)
+    return settings.drain_seconds + 2 * settings.limits.seconds + float(extra)
 
 
 def test_everybody_waits_for_the_server_to_end():

@@ -354,3 +354,9 @@ def test_no_damage_is_more_than_one_line(data: st.DataObject):
     # Anything but a MlopsError would end the test.
     with contextlib.suppress(MlopsError):
         onnx_file.inspect(bytes(content), "here")
+
+
+@pytest.mark.parametrize("told", [{"metrics": {"val_loss": float("nan")}}, {"classes": ["dark", "br\ud800ght"]}])
+def test_metadata_that_no_answer_could_name_is_refused(told: dict[str, Any]):
+    with pytest.raises(MlopsError, match="its metadata is not readable"):
+        onnx_file.inspect(model(**told).SerializeToString(), "m.onnx")

@@ -217,6 +217,8 @@ def _check_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
         )
     try:
         told = {key: json.loads(text) for key, text in texts.items()}
+        # NaN and halves of characters are let in by `loads`, and no answer could name them.
+        json.dumps(told, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MlopsError(f"{where}: its metadata is not readable: {one_line(error)}") from error
     if type(told["format"]) is not int or told["format"] < 1:

@@ -148,15 +148,15 @@ def test_a_fault_behind_half_an_answer_sends_no_second_one(caplog: pytest.LogCap
     assert [message["type"] for message in asked.sent] == ["http.response.start"]
 
 
-def test_a_request_that_is_cancelled_before_its_answer_is_counted_as_499():
+def test_a_request_that_the_end_of_the_server_cancels_is_told_to_come_again():
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise asyncio.CancelledError
 
     asked = Asked(app)
     with pytest.raises(asyncio.CancelledError):
         asked()
-    assert asked.lines[0]["status"] == 499
-    labels = {"route": "unmatched", "model": "", "status": "499"}
+    assert asked.lines[0]["status"] == 503
+    labels = {"route": "unmatched", "model": "", "status": "503"}
     assert asked.registry.get_sample_value("mlops_requests_total", labels) == 1
     assert asked.registry.get_sample_value("mlops_requests_in_progress") == 0
 

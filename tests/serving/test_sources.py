@@ -1,5 +1,6 @@
 """Where models come from: a file is taken when it is another one, and only as a whole."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -98,3 +99,15 @@ def test_a_pipe_is_not_waited_for(source: Source):
 
 def test_what_is_secret_in_an_address_is_not_shown(tmp_path: Path):
     assert "secret" not in Source("m", "https://user:secret@host/m.onnx", tmp_path).shown
+
+
+def test_a_copy_that_failed_is_tried_again_at_the_next_look(source: Source, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlops.serving.sources.shutil.copyfile", full)
+        with pytest.raises(MlopsError, match="No space left"):
+            source.look()
+    assert source.look()
+    assert source.refused is None

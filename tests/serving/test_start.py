@@ -68,7 +68,10 @@ def test_models_of_the_config_come_first_and_the_first_is_the_default(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["=m.onnx"], "=m.onnx: '': a model's name must be 1 to 64 letters of A-Z a-z 0-9 . _ -"),
+        (
+            ["=m.onnx"],
+            "=m.onnx: '': a model's name must be 1 to 64 letters of A-Z a-z 0-9 . _ -, and begin with none of . -",
+        ),
         (["a b=m.onnx"], "a b=m.onnx: 'a b': a model's name must be"),
         (["..=m.onnx"], "..=m.onnx: '..': a model's name must be"),
         ([f"{'n' * 65}=m.onnx"], f"{'n' * 65}=m.onnx: '{'n' * 65}': a model's name must be"),
@@ -280,3 +283,10 @@ def test_a_fault_of_every_worker_ends_the_server_with_a_reason(tmp_path: Path, m
         pass
     assert server.process.returncode == 1
     assert "workers end before they listen; what they say is above" in str(caught.value)
+
+
+def test_a_rate_without_keys_limits_nothing_and_is_refused(mlops_command: Command, workplace: Path):
+    write_model(workplace / "m.onnx")
+    (workplace / "c.yaml").write_text("keys: {rate: 1}")
+    done = mlops_command("serve", "m.onnx", "--config", "c.yaml")
+    assert (done.code, done.errors) == (2, ["keys.rate=1: limits nothing without keys; name a file with --keys"])

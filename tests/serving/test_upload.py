@@ -310,7 +310,7 @@ def test_a_body_comes_whole_however_it_was_cut():
     reader = Reader(LIMITS)
     for sent in ([b"abcdef"], [b"abc", b"def"], [b"", b"abcdef", b""], [b"a", 0.01, b"bcdef"]):
         body = asyncio.run(read(reader, *sent, content_type=b"image/png"))
-        assert body == Body(b"abcdef", "image/png")
+        assert body == Body(b"abcdef", "image/png", charged=6)
         assert used(reader) == 6
         reader.release(body)
         assert used(reader) == 0

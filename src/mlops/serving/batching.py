@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from math import prod
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -65,6 +66,8 @@ class Batcher:
         """`decoders` decode large images; `observe` hears of every batch: its images and seconds."""
         self.largest = largest or fitting(model)
         self._model, self._limits, self._decoders, self._observe = model, limits, decoders, observe
+        given = model.input
+        self._native = (given["height"], given["width"], 3) if model.kind == "images" else (given["features"],)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         # Each is written by one thread only: the event loop's, and the batches'.
         self._put = self._taken = 0
@@ -163,26 +166,25 @@ class Batcher:
                 ready.append(job)
             except Exception as error:  # a Problem, or a bug that its own request should tell of
                 answers.append((job, error))
-        # Arrays of other sides than most are computed by themselves: the graph resizes them.
-        shapes: dict[tuple[int, ...], list[_Job]] = {}
+        alike = [job for job in ready if job.shape == self._native]
+        answers += self._compute(alike, self.largest) if alike else []
         for job in ready:
-            shapes.setdefault(job.shape, []).append(job)
-        for alike in shapes.values():
-            answers += self._compute(alike)
+            if job.shape != self._native:  # the graph resizes it, which takes memory by its own size
+                answers += self._compute([job], max(1, self.largest * prod(self._native) // max(1, prod(job.shape))))
         if answers:
             self._observe(sum(job.count for job in ready), time.perf_counter() - started)
             self._loop.call_soon_threadsafe(_deliver, answers)
         return aside
 
-    def _compute(self, jobs: list[_Job]) -> list[tuple[_Job, Any]]:
+    def _compute(self, jobs: list[_Job], size: int) -> list[tuple[_Job, Any]]:
+        """Answers for jobs of one shape, computed `size` rows at once."""
         arrays = [job.array for job in jobs if job.array is not None]
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         try:
-            predict, size = self._model.predict, self.largest
-            parts = [predict(joined[at : at + size]) for at in range(0, len(joined), size)]
+            parts = [self._model.predict(joined[at : at + size]) for at in range(0, len(joined), size)]
         except Exception as error:  # whatever onnxruntime raises
             if len(jobs) > 1:  # the others need not fail for one
-                return [answer for job in jobs for answer in self._compute([job])]
+                return [answer for job in jobs for answer in self._compute([job], size)]
             log.warning(f"the model cannot compute a request: {one_line(error)}")
             if isinstance(error, MemoryError):
                 return [(jobs[0], Problem(503, "no memory for this now; send it again later", {"Retry-After": "1"}))]

@@ -1,5 +1,6 @@
 """The outermost layer of the server: request ids, keys, refusals as problems, counts, and a line of log a request."""
 
+import asyncio
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from typing import Any
 from mlops.serving import page
 from mlops.serving.keys import Doorkeeper
 from mlops.serving.metrics import Metrics
-from mlops.serving.problem import Problem
+from mlops.serving.problem import Problem, not_ready
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD" and scope["path"] in OPEN:
+            scope = {**scope, "method": "GET"}  # uvicorn, which has the other one, leaves the body out
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else secrets.token_hex(16)
@@ -81,6 +84,10 @@ class Gate:
                 notes.key = self._doorkeeper.admit(headers)
             direct = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
             await (direct or self._app)(scope, receive, answer)
+        except asyncio.CancelledError:  # the server ends, and this took too long
+            if not status:
+                await refuse(not_ready("the server ends; send it again"), notes, answer)
+            raise
         except Problem as problem:
             notes.protocol = notes.protocol or scope["path"].startswith("/v2/")
             await refuse(problem, notes, answer)

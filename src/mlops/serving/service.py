@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -15,15 +16,17 @@ from mlops.serving.batching import Array
 from mlops.serving.gate import Notes, Receive
 from mlops.serving.metrics import Metrics
 from mlops.serving.problem import Problem, not_ready
-from mlops.serving.settings import Settings
+from mlops.serving.settings import Limits, Settings
 from mlops.serving.shelf import Shelf, Shelved, ask_together
 from mlops.serving.tensors import ProtocolError
-from mlops.serving.upload import Body, Reader, Upload, features_of, images_of
+from mlops.serving.upload import MOST_JSON, Body, Reader, Upload, features_of, images_of
+
+T = TypeVar("T")
 
 _MOST_TOP = 1000
 # Made once: `json.dumps` with an option makes another encoder for every call.
 _json = json.JSONEncoder(ensure_ascii=False).encode
-# Bytes of a tensor request that is parsed in the event loop.
+# Bytes of a body of numbers that is parsed in the event loop.
 _SMALL = 32 * 1024
 
 
@@ -33,6 +36,8 @@ class Service:
     def __init__(self, settings: Settings, shelf: Shelf, metrics: Metrics) -> None:
         self.settings, self.shelf, self._metrics = settings, shelf, metrics
         self._reader = Reader(settings.limits)
+        # One: what large bodies take while they are parsed, they take one after the other.
+        self._parsing = ThreadPoolExecutor(1, "parse")
 
     async def predict(self, scope: Mapping[str, Any], receive: Receive, name: str | None, field: str) -> bytes:
         """The answer, as JSON, of a model or an ensemble, or of the default where `name` is None.
@@ -46,7 +51,7 @@ class Service:
             members = self._members(name)
             name = name or str(self.settings.default)
             top = _top(scope["query_string"])
-            uploads, array = self._given(body, members[0][0], field)
+            uploads, array = await self._given(body, members[0][0], field)
             # Only a name that is known: callers could fill the metrics with others.
             notes.model, notes.images = name, len(uploads) if array is None else len(array)
             rows = await _ask(members, uploads, array)
@@ -74,16 +79,16 @@ class Service:
         headers: Mapping[bytes, bytes] = scope["headers_by_name"]
         # Compressed bodies are that protocol's own, and unpacked within the limit of a body.
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-        body = await self._reader.read({**headers, b"content-encoding": b"identity"}, receive)
+        body = await self._reader.read(headers, receive, compressed=True)
         try:
             shelved = self.shelf.model(name)
             notes.model = name
             try:
                 if len(body.content) < _SMALL and encoding == "identity":
                     request = self._parse(body.content, encoding, headers)
-                else:  # numbers as JSON take a tenth of a second a megabyte
-                    request = await asyncio.to_thread(self._parse, body.content, encoding, headers)
-                uploads, array = _tensors(request, shelved, self.settings.limits.queue)
+                else:
+                    request = await self._aside(lambda: self._parse(body.content, encoding, headers))
+                uploads, array = _tensors(request, shelved, self.settings.limits)
                 notes.images = len(uploads) if array is None else len(array)
                 rows = await _ask([(shelved, 1.0)], uploads, array)
                 labels = shelved.model.classes
@@ -98,8 +103,20 @@ class Service:
 
     def _parse(self, content: bytes, encoding: str, headers: Mapping[bytes, bytes]) -> v2.InferRequest:
         content = v2.inflate(content, encoding, self.settings.limits.body_bytes)
-        length = headers.get(v2.JSON_LENGTH.lower().encode())
-        return v2.parse(content, v2.json_length(None if length is None else length.decode("latin-1")))
+        told = headers.get(v2.JSON_LENGTH.lower().encode())
+        length = v2.json_length(None if told is None else told.decode("latin-1"))
+        if (len(content) if length is None else length) > MOST_JSON:
+            raise ProtocolError(f"more than {MOST_JSON:,} bytes of JSON; send tensors as binary data", 413)
+        return v2.parse(content, length)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """What takes long is done in a thread; a Problem (504) where that takes longer than a request may."""
+        seconds = self.settings.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._parsing, work)
+        except TimeoutError:
+            raise Problem(504, f"no answer within {seconds:g} s; send it again later") from None
 
     async def swallow(self, scope: Mapping[str, Any], receive: Receive) -> bytes:
         """Read and parse an upload as `predict` does, and answer without looking at it: benchmarks measure this."""
@@ -119,11 +136,16 @@ class Service:
             return self.shelf.members(name)
         return [(self.shelf.model(name), 1.0)]
 
-    def _given(self, body: Body, shelved: Shelved, field: str) -> tuple[list[Upload], Array | None]:
+    async def _given(self, body: Body, shelved: Shelved, field: str) -> tuple[list[Upload], Array | None]:
         limits = self.settings.limits
-        if shelved.model.kind == "features":
-            return [], np.array(features_of(body, limits.queue, shelved.model.input["features"]), np.float32)
-        return images_of(body, field, limits), None
+        if shelved.model.kind != "features":
+            return images_of(body, field, limits), None
+        width = shelved.model.input["features"]
+
+        def rows() -> Array:
+            return np.array(features_of(body, limits.queue, width), np.float32)
+
+        return [], rows() if len(body.content) < _SMALL else await self._aside(rows)
 
 
 async def _ask(
@@ -168,9 +190,11 @@ def v2_metadata(shelved: Shelved) -> dict[str, Any]:
     return v2.model_metadata(shelved.name, [shelved.version], model.kind, model.input, model.classes)
 
 
-def _tensors(request: v2.InferRequest, shelved: Shelved, most: int) -> tuple[list[Upload], Array | None]:
+def _tensors(request: v2.InferRequest, shelved: Shelved, limits: Limits) -> tuple[list[Upload], Array | None]:
     """What an inference request asks to compute: encoded images, or an array as the model takes it."""
     name, array = v2.only_input(request, v2_metadata(shelved))
-    if len(array) > most:
-        raise Problem(413, f"{name}: {len(array):,} at once: at most {most:,}")
+    if len(array) > limits.queue:
+        raise Problem(413, f"{name}: {len(array):,} at once: at most {limits.queue:,}")
+    if name == "images" and (pixels := array.size // 3) > limits.pixels:
+        raise Problem(413, f"{name}: {pixels:,} pixels: at most {limits.pixels:,} at once")
     return ([Upload(None, content) for content in array], None) if name == "encoded" else ([], array)

@@ -42,7 +42,7 @@ class Limits(_Strict):
     queue: Annotated[int, Field(ge=1, le=100_000)] = 256
     # Bytes of requests that are being read or wait.
     waiting_bytes: Annotated[int, Field(ge=1024)] = 128 * _MIB
-    # From the first byte of a request to its answer; uploading alone may take as long again.
+    # To answer a request that is there; to upload it, as long again.
     seconds: Seconds = 10.0
     formats: tuple[str, ...] = FORMATS
 
@@ -147,7 +147,11 @@ class Settings(_Strict):
     def _names(self) -> Self:
         problems = []
         names = [*self.models, *self.ensembles]
-        problems += [f"{name!r}: must be 1 to 64 letters of A-Z a-z 0-9 . _ -" for name in names if not is_name(name)]
+        problems += [
+            f"{name!r}: must be 1 to 64 letters of A-Z a-z 0-9 . _ -, and begin with none of . -"
+            for name in names
+            if not is_name(name)
+        ]
         problems += [f"{name}: is a model and an ensemble; rename one" for name in {*self.models} & {*self.ensembles}]
         for path, alias in self.aliases.items():
             if not _PATH.fullmatch(path) or {".", ".."} & {*path.split("/")}:  # clients resolve those

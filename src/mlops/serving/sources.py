@@ -82,7 +82,11 @@ class Source:
         path = self.folder / f"{self._taken}.onnx"
         temporary = self.folder / f"{self._taken}.tmp"
         try:
-            self._copy(temporary)
+            try:
+                self._copy(temporary)
+            except BaseException:
+                self._seen = None  # it was not seen: what failed may not fail the next time
+                raise
             with temporary.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             self.refused = None

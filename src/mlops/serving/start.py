@@ -75,7 +75,10 @@ def _named(models: Sequence[str], others: dict[str, str]) -> dict[str, str]:
                 word,
             )
         if not is_name(name):
-            problems.append(f"{word}: {name!r}: a model's name must be 1 to 64 letters of A-Z a-z 0-9 . _ -")
+            problems.append(
+                f"{word}: {name!r}: a model's name must be 1 to 64 letters of A-Z a-z 0-9 . _ -, and begin with none "
+                "of . -"
+            )
         elif not where:
             problems.append(f"{word}: names no file; write {name}=model.onnx")
         elif name in found or name in others:

@@ -275,7 +275,7 @@ class Supervisor:
         for worker in self._all():
             worker.say({"do": "drain"})
         # A worker has its own limits; this is for one that hangs.
-        end = time.monotonic() + self._settings.drain_seconds + self._settings.limits.seconds + 10
+        end = time.monotonic() + self._settings.drain_seconds + 2 * self._settings.limits.seconds + 10
         while self._workers and (left := end - time.monotonic()) > 0:
             try:
                 kind, told = self._events.get(timeout=left)
@@ -307,7 +307,8 @@ def serve(settings: Settings, addresses: Addresses, workers: int, *, reload: boo
     """
     from mlops.serving import keys
 
-    keys.read(Path(settings.keys.file) if settings.keys.file else None)
+    if keys.read(Path(settings.keys.file) if settings.keys.file else None) is None and settings.keys.rate:
+        raise MlopsError(f"keys.rate={settings.keys.rate:g}: limits nothing without keys; name a file with --keys")
     if workers > 1 and sys.platform == "win32":
         raise MlopsError(f"--workers={workers}: on Windows, one process serves; use --workers 1")
     logs.start()

@@ -24,6 +24,8 @@ _LONGEST_KIND = 1000
 _LONGEST_LENGTH = 18
 # Bytes of JSON that one number may take, with the white space around it.
 _WIDEST_NUMBER = 64
+# Of a body that is JSON: reading it takes some 30 times its bytes, and holds up the process meanwhile.
+MOST_JSON = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class Body:
-    """What a request brought: its bytes and what they are said to be."""
+    """What a request brought: its bytes, what they are said to be, and how many bytes it may take in memory."""
 
     content: bytes
     kind: str
+    charged: int = 0
 
 
 class Budget:
@@ -65,8 +68,10 @@ class Reader:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._budget = limits, Budget(limits.waiting_bytes)
 
-    async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> Body:
+    async def read(self, headers: Mapping[bytes, bytes], receive: Receive, *, compressed: bool = False) -> Body:
         """The whole body. `release` it when its request is answered.
+
+        A `compressed` one is let in as it came, and takes as much as the largest body may.
 
         Raises:
             Problem: it is too large, too slow, or more than there is room for; or the caller has gone.
@@ -89,14 +94,21 @@ class Reader:
             # Whoever sends a letter a second would keep the connection otherwise.
             detail = f"the body took longer than {self._limits.seconds:g} s"
             raise Problem(408, detail, {"Connection": "close"}) from None
+        charged = len(content)
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            self._budget.give(len(content))
-            raise Problem(415, "content-encoding: send the body as it is")
-        return Body(content, headers.get(b"content-type", b"").decode("latin-1"))
+            try:
+                if not compressed:
+                    raise Problem(415, "content-encoding: send the body as it is")
+                self._budget.take(most)
+            except Problem:
+                self._budget.give(charged)
+                raise
+            charged += most
+        return Body(content, headers.get(b"content-type", b"").decode("latin-1"), charged)
 
     def release(self, body: Body) -> None:
         """Forget a body that was read."""
-        self._budget.give(len(body.content))
+        self._budget.give(body.charged)
 
     async def _rest(self, message: Mapping[str, Any], receive: Receive) -> bytes:
         most, content = self._limits.body_bytes, bytearray()
@@ -148,7 +160,7 @@ def features_of(body: Body, most: int, width: int) -> list[list[float]]:
     if not re.match(r"application/json\s*(;|$)", body.kind, re.IGNORECASE):
         raise Problem(415, f'this model takes application/json: {{"features": [[{width} numbers], ...]}}')
     # Parsing takes memory of 20 times the text and holds up all other requests; most of it would be thrown away.
-    if len(body.content) > (longest := 1024 + _WIDEST_NUMBER * most * (width + 1)):
+    if len(body.content) > (longest := min(MOST_JSON, 1024 + _WIDEST_NUMBER * most * (width + 1))):
         raise Problem(413, f"features: more than {longest:,} bytes: at most {most:,} rows of {width:,} numbers at once")
     try:
         told = json.loads(body.content)

@@ -155,11 +155,14 @@ async def serve(start: Start, answers: TextIO) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Who asks is what a proxy says only where one is said to be there.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
         lifespan="off",
         http=Connection,
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=int(settings.limits.seconds) + 5,
+        # Uploading and answering may take as long each.
+        timeout_graceful_shutdown=int(2 * settings.limits.seconds) + 5,
         backlog=BACKLOG,
     )
     server = _Server(config)
