@@ -24,18 +24,41 @@ CHECKS = {
     "workflows": "check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
     "dependabot": "check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml",
     "actionlint": "actionlint -shellcheck= -pyflakes= .github/workflows/*.yml",
-    "containers": "hadolint dockerfiles/predict.dockerfile",
+    "containers": "hadolint dockerfiles/*.dockerfile",
     "zizmor": "zizmor --offline --persona=pedantic --no-progress .github",
     "docs": "properdocs build --strict",  # --quiet would silence the warnings that --strict counts
 }
 
 
+IMAGES = ("api", "train")
+_HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+_TERMINAL = ("--interactive", "--tty") if sys.stdin.isatty() else ()
+# Into a training, where they are set here.
+_PASSED_ON = (
+    *("MLOPS_DATA_PULL", "MLOPS_DATA_REMOTE", "MLOPS_EXPORT", "MLOPS_PUBLISH"),
+    *("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID"),
+)
+
+
 def _become(*command: str) -> NoReturn:
-    """Replace this process by `command`: the terminal, signals and the exit code are then the command's own."""
-    print(f"+ {shlex.join(['python', *command])}", file=sys.stderr, flush=True)
+    """Replace this process by Python with `command`: terminal, signals and exit code are then the command's own."""
+    _replace(PYTHON, *command, shown="python")
+
+
+def _replace(program: str, *words: str, shown: str | None = None) -> NoReturn:
+    """Replace this process by any program."""
+    print(f"+ {shlex.join([shown or program, *words])}", file=sys.stderr, flush=True)
     if os.name == "posix":
-        os.execv(PYTHON, [PYTHON, *command])
-    raise SystemExit(subprocess.run([PYTHON, *command], check=False).returncode)
+        os.execvp(program, [program, *words])
+    raise SystemExit(subprocess.run([program, *words], check=False).returncode)
+
+
+def _engine() -> str:
+    """What builds and runs images here."""
+    for name in ("docker", "podman"):
+        if shutil.which(name):
+            return name
+    raise Exit("error: neither docker nor podman is installed; install one of them", code=2)
 
 
 @task(iterable=["override"], help=OVERRIDE)
@@ -210,11 +233,59 @@ def doctor(c):
     _become("-m", "mlops.cli", "doctor")
 
 
-@task(help={"slow": "the tests that take long, instead of all else"})
-def test(c, slow=False):
+@task(help={"only": "api or train; both when left out"})
+def docker_build(c, only=None):
+    """Build the images mlops-api and mlops-train from what lies here, by Docker or Podman."""
+    if only not in (None, *IMAGES):
+        raise Exit(f"error: --only={only}: must be {' or '.join(IMAGES)}", code=2)
+    engine = _engine()
+    _all_of(
+        **{
+            name: f"{engine} build --file dockerfiles/{name}.dockerfile --tag mlops-{name} ."
+            for name in ([only] if only else IMAGES)
+        }
+    )
+
+
+@task(
+    help={
+        "model": "the file to serve",
+        "port": "port to listen at, on this machine only",
+        "memory": "all that it may use",
+    }
+)
+def docker_api(c, model="models/latest/model.onnx", port=8000, memory="1g"):
+    """Serve a model from the image mlops-api: as nobody, on a read-only root, without any rights."""
+    mount = f"type=bind,source={Path(model).absolute()},target=/srv/models/latest/model.onnx,readonly"
+    _replace(
+        *(_engine(), "run", "--rm", *_TERMINAL, *_HARDENED, "--memory", memory),
+        *("--publish", f"127.0.0.1:{port}:8000", "--mount", mount, "mlops-api"),
+    )
+
+
+@task(
+    iterable=["override"],
+    help={**OVERRIDE, "gpus": "which GPUs it gets, such as all; none when left out"},
+)
+def docker_train(c, override, gpus=None):
+    """Train in the image mlops-train, in this folder: -o data=gtsrb ...; MLOPS_PUBLISH and the like are passed on."""
+    # By you, so that what it writes here is yours.
+    user = ("--user", f"{os.getuid()}:{os.getgid()}") if os.name == "posix" else ()
+    variables = [word for name in _PASSED_ON for word in ("--env", name)]
+    _replace(
+        *(_engine(), "run", "--rm", *_TERMINAL, *_HARDENED, *user, *variables, *(("--gpus", gpus) if gpus else ())),
+        *("--mount", f"type=bind,source={Path.cwd()},target=/work", "mlops-train", *override),
+    )
+
+
+@task(help={"slow": "the tests that take long, instead of all else", "containers": "those that build and run images"})
+def test(c, slow=False, containers=False):
     """Run everything that must be green: lint, format, types, workflows, docs, tests with coverage."""
     if slow:
         _become("-m", "pytest", "-n", "auto", "-m", "slow")
+    if containers:
+        # One after another, and with what they measure shown.
+        _become("-m", "pytest", "-m", "containers", "--capture=tee-sys", "tests/containers")
     if sys.version_info >= (3, 12):
         os.environ.setdefault("COVERAGE_CORE", "sysmon")
     reports = "--cov --cov-report=term:skip-covered --cov-report=xml"

@@ -219,6 +219,34 @@ def test_features_are_sent_in_parts_that_a_server_takes(client: Client, server: 
         client.features([[float("nan")]])
 
 
+def test_rows_that_are_too_large_together_are_sent_again_in_halves(client: Client, server: Server):
+    server.replies += [problem(413, "too large"), problem(413, "too large")]
+    assert [p.label for p in client.features([[n] for n in range(5)])] == [f"{n}.0" for n in range(5)]
+    assert [len(json.loads(asked.body)["features"]) for asked in server.asked] == [5, 2, 1, 1, 3]
+    server.replies.append(problem(413, "too large"))
+    with pytest.raises(ServerError, match="413 A Title: too large"):
+        client.features([[1]])
+
+
+@pytest.mark.parametrize("rows", [[["abc"]], [[10**400]], [[None]], [3], 3])
+def test_rows_that_are_no_numbers_are_one_line(client: Client, server: Server, rows: Any):
+    with pytest.raises(MlopsError, match=r"^features: must be rows of numbers: .+"):
+        client.features(rows)
+    assert server.asked == []
+
+
+def test_what_is_no_image_is_one_line(client: Client, server: Server):
+    said = "is no image; give a path, bytes, or a file opened with mode rb"
+    with pytest.raises(MlopsError, match=f"^image-1: int {said}$"):
+        client.predict([3])  # type: ignore[list-item]
+    with pytest.raises(MlopsError, match=f"^images: NoneType {said}$"):
+        client.predict(None)  # type: ignore[arg-type]
+    good, bad = client.each([b"a", 3])  # type: ignore[list-item]
+    assert isinstance(good, Prediction)
+    assert isinstance(bad, Refused)
+    assert bad.reason == f"int {said}"
+
+
 def test_what_a_server_has_and_how_it_is(client: Client, server: Server):
     assert client.version() == {"version": "0.1.0", "python": "3.12"}
     assert client.health()

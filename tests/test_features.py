@@ -106,6 +106,7 @@ def test_start_weights_of_another_width_cost_no_run_folder_of_weights(
     )
 
 
+@pytest.mark.slow
 def test_everything_at_once_trains_and_is_a_function_of_the_seed(
     pictures: Path, workplace: Path, hydra_command: Command
 ):
@@ -153,6 +154,7 @@ def test_patience_ends_a_run_that_gets_no_better(pictures: Path, workplace: Path
     assert "no better for 2 epochs" in done.err
 
 
+@pytest.mark.slow
 def test_profile_leaves_a_table_and_a_trace(workplace: Path, hydra_command: Command):
     done = hydra_command("train", "debug=profile", "tracking=off", "data.limit=1000", "training.batch_size=32")
     assert done.code == 0, done.err
@@ -165,6 +167,7 @@ def test_profile_leaves_a_table_and_a_trace(workplace: Path, hydra_command: Comm
     assert not (workplace / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_profile_longer_than_the_run_says_so(workplace: Path, hydra_command: Command):
     for batches in (1, 3):
         done = hydra_command("train", "debug=profile", "tracking=off", f"training.limit_batches={batches}")
@@ -233,6 +236,7 @@ def test_a_part_of_a_batch_is_never_a_single_image(pictures: Path, workplace: Pa
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_patience_waits_for_a_frozen_backbone(pictures: Path, workplace: Path, hydra_command: Command):
     assert hydra_command("train", *QUICK, f"data.root={pictures}", "training.epochs=1").code == 0
     LATEST.rename("first.pth")
@@ -259,6 +263,7 @@ def test_a_compiled_run_thaws_averages_and_accumulates(pictures: Path, workplace
     assert not torch.equal(kept.state_dict["stem.0.weight"], start["stem.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_new_model_does_not_stand_beside_the_report_of_the_one_before(
     pictures: Path, workplace: Path, hydra_command: Command, mlops_command: Command
 ):

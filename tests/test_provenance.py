@@ -70,6 +70,7 @@ def test_differences_name_what_is_new_and_what_is_gone():
         (False, None),
     ],
 )
+@pytest.mark.slow
 def test_training_warns_of_a_dirty_tree_and_refuses_it_where_a_clean_one_is_required(
     dirty: bool | None,
     problem: str | None,

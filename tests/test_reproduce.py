@@ -12,6 +12,9 @@ from conftest import Command
 from mlops import checkpoint
 from samples import QUICK, png
 
+# Each trains, some several times.
+pytestmark = pytest.mark.slow
+
 LATEST = Path("models/latest/best_model.pth")
 RUN = (*QUICK, "training.ema=0.9", "augment.mixup=0.3", "training.label_smoothing=0.1")
 

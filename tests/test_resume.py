@@ -174,6 +174,7 @@ def test_stopped_by_sigterm_and_resumed_is_as_never_stopped(
 
 
 @pytest.mark.parametrize(("step", "save_every"), [(0, 0), (5, 0), (15, 0), (5, 3), (7, 3), (14, 3), (6, 1)])
+@pytest.mark.slow
 def test_killed_and_resumed_is_as_never_stopped_and_costs_at_most_what_save_every_says(
     step: int,
     save_every: int,
@@ -241,6 +242,7 @@ def test_killed_outside_of_the_steps_and_resumed_is_as_never_stopped(
 
 
 @pytest.mark.parametrize("moment", range(4))
+@pytest.mark.slow
 def test_killed_inside_a_save_and_resumed_is_as_never_stopped(
     moment: int,
     pictures: Path,

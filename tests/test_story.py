@@ -127,6 +127,7 @@ def test_any_value_comes_back_as_it_was_and_of_its_type(value: Any):
         assert json.dumps(found) == json.dumps(value)
 
 
+@pytest.mark.slow
 def test_a_config_is_printed_as_one_that_trains_the_same_again(
     workplace: Path, pictures: Path, hydra_command: Command, mlops_command: Command
 ):

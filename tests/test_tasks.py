@@ -35,6 +35,9 @@ def test_the_list_reads_as_a_menu():
         "data-push",
         "data-status",
         "data-check",
+        "docker-build",
+        "docker-api",
+        "docker-train",
         "doctor",
         "test",
         "lint",
@@ -102,6 +105,34 @@ def test_the_data_tasks_become_the_commands_that_they_wrap(tmp_path: Path):
         assert first == f"+ python -m mlops.cli {command}"
         assert errors
         assert all(line.startswith("error: ") for line in errors)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for docker is a shell script")
+def test_the_docker_tasks_become_one_command_that_gives_the_container_no_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "docker").write_text('#!/bin/sh\nprintf "%s\\n" "$*"\nexit 3\n')
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    hardened = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges"
+    done = invoke("docker-api", "--model", "m.onnx", "--port", "8080", cwd=tmp_path)
+    assert done.returncode == 3
+    mount = f"type=bind,source={tmp_path}/m.onnx,target=/srv/models/latest/model.onnx,readonly"
+    assert done.stdout == (f"run --rm {hardened} --memory 1g --publish 127.0.0.1:8080:8000 --mount {mount} mlops-api\n")
+    done = invoke("docker-train", "-o", "data=gtsrb", "-o", "training.epochs=3", "--gpus", "all", cwd=tmp_path)
+    assert done.returncode == 3
+    assert f"run --rm {hardened} --user {os.getuid()}:{os.getgid()} " in done.stdout
+    assert "--env MLOPS_PUBLISH --env WANDB_API_KEY" in done.stdout
+    assert done.stdout.endswith(
+        f" --gpus all --mount type=bind,source={tmp_path},target=/work mlops-train data=gtsrb training.epochs=3\n"
+    )
+    done = invoke("docker-build", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:2] == [
+        f"build --file dockerfiles/{name}.dockerfile --tag mlops-{name} ." for name in ("api", "train")
+    ]
+    assert "FAILED train" in done.stdout
+    assert invoke("docker-build", "--only", "predict").stderr == "error: --only=predict: must be api or train\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")

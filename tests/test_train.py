@@ -103,6 +103,7 @@ def test_the_temperature_is_fitted_on_validation_and_calibrates_the_test_split(w
     assert scores["ece"] == story["metrics"]["test_ECE"] < scores["ece_before"] / 2
 
 
+@pytest.mark.slow
 def test_the_command_in_the_report_makes_the_same_weights_again(
     pictures: Path, workplace: Path, hydra_command: Command
 ):

@@ -24,6 +24,7 @@ WRITES = {
     ("data", "check"): {"id-token"},
     ("model", "verify"): {"id-token"},
     ("model", "image"): {"packages"},
+    ("images", "image"): {"id-token"},
 }
 
 

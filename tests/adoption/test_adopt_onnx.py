@@ -251,8 +251,13 @@ def test_what_torch_exports_is_adopted(dynamic: bool, adopt: Callable[..., Outco
     assert np.allclose(OnnxModel.read(Path("adopted.onnx")).predict(images), ours, atol=1e-5)
 
 
-def tree(*, zipmap: bool = True, names: bool = False) -> tuple[ModelProto, GradientBoostingClassifier, np.ndarray]:
-    """scikit-learn's gradient boosting as skl2onnx writes it: a tree ensemble of ai.onnx.ml, labels and a ZipMap."""
+def tree(
+    *, zipmap: bool = True, names: bool = False, numbers: tuple[int, ...] = (0, 1), keys: tuple[str, ...] = ()
+) -> tuple[ModelProto, GradientBoostingClassifier, np.ndarray]:
+    """scikit-learn's gradient boosting as skl2onnx writes it: a tree ensemble of ai.onnx.ml, labels and a ZipMap.
+
+    `numbers` are the labels of its two scores, `keys` what the ZipMap calls them instead.
+    """
     features, labels = load_breast_cancer(return_X_y=True)
     features = features.astype(np.float32)
     trained = GradientBoostingClassifier(n_estimators=5, max_depth=2, random_state=0).fit(features, labels)
@@ -271,7 +276,7 @@ def tree(*, zipmap: bool = True, names: bool = False) -> tuple[ModelProto, Gradi
                 for name, value in zip(leaves, (number, node, weight), strict=True):
                     leaves[name].append(value)
     share = labels.mean()
-    classes = {"classlabels_strings": ["malignant", "benign"]} if names else {"classlabels_int64s": [0, 1]}
+    classes = {"classlabels_strings": ["malignant", "benign"]} if names else {"classlabels_int64s": list(numbers)}
     ensemble = helper.make_node(
         "TreeEnsembleClassifier",
         ["X"],
@@ -296,9 +301,12 @@ def tree(*, zipmap: bool = True, names: bool = False) -> tuple[ModelProto, Gradi
     outputs = [helper.make_tensor_value_info("label", label_type, ["N"])]
     made = [ensemble]
     if zipmap:
-        made.append(helper.make_node("ZipMap", ["scores"], ["dictionaries"], domain="ai.onnx.ml", **classes))
+        called = {"classlabels_strings": list(keys)} if keys else classes
+        made.append(helper.make_node("ZipMap", ["scores"], ["dictionaries"], domain="ai.onnx.ml", **called))
         key = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-        kind = helper.make_sequence_type_proto(helper.make_map_type_proto(label_type, key))
+        kind = helper.make_sequence_type_proto(
+            helper.make_map_type_proto(TensorProto.STRING if keys else label_type, key)
+        )
         outputs.append(helper.make_value_info("dictionaries", kind))
     else:
         outputs.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 2]))
@@ -335,6 +343,51 @@ def test_classes_that_the_graph_names_itself_need_not_be_named(adopt: Callable[.
     Path("adopted.onnx").unlink()
     assert "are in another order than in other.onnx: malignant, benign" in refused(
         adopt(file, classes="benign,malignant")
+    )
+
+
+def dictionaries(made: ModelProto, features: np.ndarray) -> list[dict[Any, float]]:
+    """What the graph itself says of each row, by its own names or numbers."""
+    return onnxruntime.InferenceSession(made.SerializeToString()).run(["dictionaries"], {"X": features})[0]
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_names_that_only_the_zipmap_has_are_those_of_the_scores(names: bool, adopt: Callable[..., Outcome]):
+    made, _, features = tree(names=names, keys=("healthy", "cataract"))
+    file = save(made)
+    assert adopt(file, classes=None).code == 0
+    model = OnnxModel.read(Path("adopted.onnx"))
+    assert model.classes == ["healthy", "cataract"]
+    theirs = [[row[name] for name in model.classes] for row in dictionaries(made, features[:9])]
+    assert np.allclose(model.predict(features[:9]), theirs, atol=1e-6)
+    Path("adopted.onnx").unlink()
+    for swapped in ("cataract,healthy", "Cataract,Healthy", "cataract,well"):
+        assert refused(adopt(file, classes=swapped)) == (
+            "--classes: are in another order than in other.onnx: healthy, cataract; leave --classes out"
+        )
+    assert adopt(file, classes="well,ill").code == 0
+    assert OnnxModel.read(Path("adopted.onnx")).classes == ["well", "ill"]
+
+
+@pytest.mark.parametrize("numbers", [(1, 0), (0, 1), (7, 3)])
+def test_classes_are_named_by_the_numbers_that_the_graph_has_for_them(
+    numbers: tuple[int, int], adopt: Callable[..., Outcome]
+):
+    made, _, features = tree(numbers=numbers)
+    file = save(made)
+    done = adopt(file, classes="healthy,cataract")
+    assert done.code == 0, done.err
+    model = OnnxModel.read(Path("adopted.onnx"))
+    called = dict(zip(sorted(numbers), ("healthy", "cataract"), strict=True))
+    assert model.classes == [called[number] for number in numbers]
+    theirs = [[row[number] for number in numbers] for row in dictionaries(made, features[:9])]
+    assert np.allclose(model.predict(features[:9]), theirs, atol=1e-6)
+    low, high = sorted(numbers)
+    told = f"--classes are those of the numbers {low}, {high}, whose scores come as {high}, {low}"
+    assert (told in done.out) == (numbers != (low, high))
+    Path("adopted.onnx").unlink()
+    assert refused(adopt(file, classes=f"{high},{low}")) == (
+        f"--classes: other.onnx numbers its classes; name them in this order: {low}, {high}"
     )
 
 

@@ -496,6 +496,7 @@ def test_the_progress_of_a_download_is_plain_lines_without_a_terminal(
     assert (captured.out, captured.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_it_fetches_cleans_up(tmp_path: Path):
     # A server that never answers to the end.
     script = f"""

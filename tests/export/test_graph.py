@@ -87,7 +87,7 @@ def test_with_a_filter_that_onnx_has_not_a_graph_takes_the_native_size_only(filt
 
 def answers(model: nn.Module, told: dict, temperature: float, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities by torch, in float64 from the logits on, and by the graph."""
-    graph = graphs.build_graph(model, told, 3, temperature)
+    graph = graphs.assemble(graphs.trace(model, told["height"], told["width"]), told, 3, temperature)
     metadata = {"classes": ["a", "b", "c"], "input": told | {"resizes": True}}
     found = OnnxModel(graph.SerializeToString(), metadata, where="here").predict(pixels)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
@@ -127,7 +127,7 @@ class Undecided(nn.Module):
 
 def test_a_network_that_has_no_graph_is_one_line():
     with pytest.raises(MlopsError, match=r"^export: Undecided cannot become ONNX: ") as caught:
-        graphs.build_graph(Undecided().eval(), given(8, 8), 3, 1.0)
+        graphs.trace(Undecided().eval(), 8, 8)
     assert len(caught.value.problems) == 1
 
 

@@ -1,5 +1,6 @@
 """`mlops export --quantize` and `--prune`, as a user types them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from conftest import Command
 from mlops import checkpoint, onnx_file
+from mlops.data.prepare import open_prepared
+from mlops.export.candidates import open_candidate, own_images
 from mlops.inference import OnnxModel
 from samples import QUICK, png, write_pictures
 
@@ -51,11 +54,33 @@ def test_a_quantised_model_says_what_it_was_calibrated_on_and_what_that_cost(mlo
     assert OnnxModel.read(file).classes == ["blue", "green", "red"]
 
 
+def test_bench_scores_no_file_on_what_calibrated_one_and_reads_shared_images_once(mlops: Command, tmp_path: Path):
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    assert mlops("export", "best_model.pth", "-o", whole).code == 0
+    assert mlops("export", "best_model.pth", "-o", small, "--quantize", "int8").code == 0
+    rows = onnx_file.read(small).metadata["quantized"]["calibration_rows"]
+    (folder,) = Path("data/processed").glob("pictures-*")
+    prepared = open_prepared(folder)
+    rest = sorted(set(range(len(prepared.labels("val")))).difference(rows))
+    models = [open_candidate(file, file.name, 1, ()) for file in (whole, small)]
+    first, second = own_images(models, Path("data/processed"))
+    assert first is not None
+    assert second is first
+    assert (first.images == prepared.images("val")[rest]).all()
+    assert (first.labels == prepared.labels("val")[rest]).all()
+    (alone,) = own_images(models[:1], Path("data/processed"))
+    assert alone is not None
+    assert len(alone.labels) == len(rest) + len(rows)
+    told = json.loads(mlops("bench", whole, small, "best_model.pth", "--rounds", "1", "--json").out)
+    assert [row["images"] for row in told["models"]] == [len(rest)] * 3
+
+
 def test_calibration_may_be_on_other_images_with_or_without_classes(mlops: Command, tmp_path: Path):
     file = tmp_path / "m.onnx"
     assert mlops("export", "best_model.pth", "-o", file, "--quantize", "int8", "--data", "pictures").code == 0
     quantized = onnx_file.read(file).metadata["quantized"]
     assert (quantized["calibrated_on"], quantized["accuracy"]["images"]) == (30, 30)
+    assert quantized["calibration_rows"] is None
     (tmp_path / "unsorted").mkdir()
     for number in range(24):
         (tmp_path / "unsorted" / f"{number}.png").write_bytes(png(number))
@@ -92,10 +117,17 @@ def test_a_pruned_model_is_smaller_trained_again_and_compared_with_what_it_has_b
     mlops: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     options = ("--prune", "0.5", "--finetune-epochs", "2", "--allow-loss", "100")
-    done = mlops("export", "best_model.pth", "-o", tmp_path / "m.onnx", *options)
+    held = checkpoint.read(Path("best_model.pth"))
+    # Drift statistics fill it, of what the whole network answers.
+    told = {key: value for key, value in held.metadata.items() if key != "digest"} | {"reference": {"of": "all"}}
+    checkpoint.save(Path("with_reference.pth"), held.state_dict, told)
+    assert mlops("export", "with_reference.pth", "-o", tmp_path / "whole.onnx").code == 0
+    assert onnx_file.read(tmp_path / "whole.onnx").metadata["reference"] == {"of": "all"}
+    done = mlops("export", "with_reference.pth", "-o", tmp_path / "m.onnx", *options)
     assert (done.code, done.errors) == (0, [])
     told, story = onnx_file.read(tmp_path / "m.onnx").metadata, checkpoint.read_metadata(Path("best_model.pth"))
     pruned = told["pruned"]
+    assert told["reference"] is None
     assert (pruned["share"], pruned["epochs"], pruned["seed"]) == (0.5, 2, 0)
     assert pruned["weights"]["after"] < 0.5 * pruned["weights"]["before"]
     assert pruned["accuracy"]["images"] == story["data"]["counts"]["val"]

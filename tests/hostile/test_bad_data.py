@@ -210,6 +210,7 @@ NOT_ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has
         "$a_b_c$",
     ],
 )
+@pytest.mark.slow
 def test_strange_class_names_are_names_and_nothing_else(
     name: str, tmp_path: Path, workplace: Path, hydra_command: Command
 ):

@@ -71,6 +71,7 @@ def test_a_checkpoint_that_does_not_fit_keeps_the_old_one(
     assert [path.name for path in (small_disk / "latest").iterdir()] == ["best_model.pth"]
 
 
+@pytest.mark.slow
 def test_a_report_that_does_not_fit_keeps_the_old_one_whole(
     small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command, mlops_command: Command
 ):
@@ -108,6 +109,7 @@ def test_a_disk_without_room_for_w_and_bs_files_costs_a_warning_and_no_run(
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_fills_its_disk_goes_on_once_there_is_room(
     small_disk: Path, pictures: Path, workplace: Path, hydra_command: Command, monkeypatch: pytest.MonkeyPatch
 ):

@@ -75,6 +75,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_what_one_person_sends_another_one_has(
     project: Path, emulator: Emulator, tmp_path: Path, mlops_command: Command
 ):
@@ -241,6 +242,7 @@ def test_files_of_nobodys_version_are_never_overwritten(project: Path, emulator:
     assert precious.read_bytes() == b"corrected by hand"
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_answer_costs_seconds_and_changes_nothing(
     project: Path, emulator: Emulator, mlops_command: Command
 ):

@@ -40,6 +40,7 @@ def put(content: Path, name: str = "models/m.onnx") -> str:
     return hashlib.sha256(content.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_model_in_a_bucket_is_served_and_loaded_again_when_it_changes(emulator: Emulator, tmp_path: Path):
     first = put(write_model(tmp_path / "m.onnx"))
     (tmp_path / "c.yaml").write_text("{reload_seconds: 0.2, drain_seconds: 0}")

@@ -525,6 +525,7 @@ def run_folders_of_train(cwd: Path) -> list[Path]:
     return sorted(path.parent for path in cwd.glob("outputs/????-*/*/best_model.pth"))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_trials_trains_them_and_puts_the_better_one_into_use(
     start: Callable[..., Started], workplace: Path
 ):

@@ -131,6 +131,7 @@ def the_run(server: Server) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_the_shipped_search_space_is_taken_by_wandb_sweep_and_its_agent_starts_a_trial_of_it(
     server: Server, start: Callable[..., Started]
 ):

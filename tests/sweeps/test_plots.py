@@ -90,6 +90,7 @@ def test_the_plots_are_given_each_trial_with_its_end_its_values_and_its_epochs()
     ],
     ids=repr,
 )
+@pytest.mark.slow
 def test_choices_of_every_kind_have_all_five_plots(kind: Parameter):
     what = space({"lr": LR, "kind": kind})
     html = figures(what, tried(what, ["complete", "stopped"] * 5))

@@ -1,7 +1,7 @@
 """The graph of an ONNX model from elsewhere, made into one of ours: the same network between our input and output."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,7 +13,8 @@ from mlops.export import graph as graphs
 # Operators that are written here mean the same from this operator set on; and this one brought antialiased resizing.
 OLDEST_OPSET, RESIZING_OPSET = 9, 18
 _INSIDE = "adopted/"
-_LABELS = "classlabels_strings"
+# What operators of ai.onnx.ml call the names and the numbers of their classes; linear and support vector ones say ints.
+_NAMES, _NUMBERS = ("classlabels_strings",), ("classlabels_int64s", "classlabels_ints")
 
 
 def opsets(model: ModelProto) -> dict[str, int]:
@@ -21,13 +22,23 @@ def opsets(model: ModelProto) -> dict[str, int]:
     return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
 
 
-def class_names(model: ModelProto) -> list[str] | None:
-    """The classes that a classifier of ai.onnx.ml names itself, in the order of its scores."""
-    for node in model.graph.node:
+def class_names(model: ModelProto) -> list[str]:
+    """The classes that a classifier of ai.onnx.ml names itself, in the order of its scores; none where it does not."""
+    return [text.decode(errors="replace") for text in _first(model, _NAMES, "strings")]
+
+
+def class_numbers(model: ModelProto) -> list[int]:
+    """As `class_names`, the numbers that it has for its classes."""
+    return list(_first(model, _NUMBERS, "ints"))
+
+
+def _first(model: ModelProto, names: Sequence[str], kind: str) -> Sequence[Any]:
+    """ZipMap's before those of the classifier: by them its users know the scores."""
+    for node in sorted(model.graph.node, key=lambda node: node.op_type != "ZipMap"):
         for attribute in node.attribute:
-            if attribute.name == _LABELS and attribute.strings:
-                return [text.decode(errors="replace") for text in attribute.strings]
-    return None
+            if attribute.name in names and (found := getattr(attribute, kind)):
+                return cast(Sequence[Any], found)
+    return ()
 
 
 def without_maps(model: ModelProto) -> None:

@@ -69,14 +69,15 @@ def adopt_onnx(
     model = attempt(_load, content, where)
     wanted = attempt(read_scores, scores)
     spoken = attempt(read_said, said)
-    classes = attempt(_classes, described, model, where)
+    named = attempt(_classes, described, model, where)
     taken = attempt(look_at_input, model, spoken, where) if model is not None and spoken is not None else None
     told = attempt(_describe_input, described, taken, spoken, model, where) if taken and spoken and model else None
-    if problems or not (output and model and wanted and classes and taken and told):
+    if problems or not (output and model and wanted and named and taken and told):
         raise MlopsError(problems)
 
-    given, assumed = told
+    (classes, ordered), (given, assumed) = named, told
     made, found = rewrap(model, taken, given, classes=classes, wanted=wanted, where=where)
+    assumed += ordered
     assumed += [f"{found}, by what it gives (--scores)"] if scores is None else []
     metadata = _metadata(path, content, classes, given, assumed)
     graphs.set_metadata(made, metadata)
@@ -121,20 +122,40 @@ def _load(content: bytes, where: str) -> ModelProto:
         raise MlopsError(f"{where}: is no valid ONNX model: {one_line(error)[:300]}") from error
     if not version:  # trees alone ask for ai.onnx.ml only
         model.opset_import.append(onnx.helper.make_opsetid("", _WITHOUT_OPSET))
-    onnx_graph.without_maps(model)
     return model
 
 
-def _classes(described: Described, model: ModelProto | None, where: str) -> list[str]:
-    own = onnx_graph.class_names(model) if model is not None else None
+def _classes(described: Described, model: ModelProto | None, where: str) -> tuple[list[str], list[str]]:
+    """Names in the order of the scores, and what was assumed."""
+    own = onnx_graph.class_names(model) if model is not None else []
+    numbers = onnx_graph.class_numbers(model) if model is not None else []
     if described.classes is None and own:
         if len(own) < 2 or len(set(own)) < len(own) or not all(name.strip() and name.isprintable() for name in own):
             raise MlopsError(f"{where}: its own class names cannot be used ({shorten(own)}); name them with --classes")
-        return own
-    classes = read_classes(described.classes)
-    if own and set(own) == set(classes) and own != classes:
-        raise MlopsError(f"--classes: are in another order than in {where}: {shorten(own, 8)}; leave --classes out")
-    return classes
+        return own, []
+    classes, ordered = read_classes(described.classes), sorted(set(numbers))
+    if own:
+        if _moved(classes, own):
+            raise MlopsError(f"--classes: are in another order than in {where}: {shorten(own, 8)}; leave --classes out")
+        return classes, []
+    if not len(numbers) == len(ordered) == len(classes):
+        return classes, []
+    rising, scored = ([str(number) for number in some] for some in (ordered, numbers))
+    if set(classes) == set(rising) and classes != rising:
+        raise MlopsError(f"--classes: {where} numbers its classes; name them in this order: {shorten(rising, 8)}")
+    if numbers == ordered:
+        return classes, []
+    said = f"--classes are those of the numbers {shorten(rising, 8)}, whose scores come as {shorten(scored, 8)}"
+    return [classes[ordered.index(number)] for number in numbers], [said]
+
+
+def _moved(classes: list[str], own: list[str]) -> bool:
+    """Whether a name of the graph's own, in letters of either case, stands in another place."""
+    lower = [name.casefold() for name in own]
+    return any(
+        name != there and (name in own or (name.casefold() in lower and name.casefold() != there.casefold()))
+        for name, there in zip(classes, own, strict=False)
+    )
 
 
 def _describe_input(

@@ -38,6 +38,7 @@ def rewrap(
         MlopsError: it cannot be run, gives no score for each class, or cannot be wrapped.
     """
     try:
+        onnx_graph.without_maps(model)
         onnx_graph.free_batch(model, taken)
         arrays = _try(model, taken, given, where)
         name = _find_scores(arrays, len(classes), wanted[1], where)

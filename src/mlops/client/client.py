@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from mlops.client import answers
 from mlops.client.answers import Prediction, Refused, Served, ServerError, UnreachableError
 from mlops.client.images import Chunk, Images, Upload, chunks
 from mlops.client.transport import LATER, Transport
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, one_line
 
 # What is wrong with one image, not with the request.
 _REFUSALS = (400, 413, 415, 422)
@@ -119,17 +120,15 @@ class Client:
         top: int = 1,
     ) -> list[Prediction]:
         """The class of each row of numbers, by a model of the kind `features`. Raises as `predict` does."""
-        route, given = _route(model, ensemble, top), [[float(number) for number in row] for row in rows]
-        found = list[Prediction]()
-        for start in range(0, len(given), _ROWS):
-            part = given[start : start + _ROWS]
-            try:
-                body = json.dumps({"features": part}, allow_nan=False).encode()
-            except ValueError:
-                raise MlopsError("features: every one must be a finite number") from None
-            told = self._transport.ask("POST", route, body, {"Content-Type": "application/json"})
-            found += self._understood(route, answers.predictions, told, [None] * len(part))
-        return found
+        route = _route(model, ensemble, top)
+        try:
+            given = [[float(number) for number in row] for row in rows]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MlopsError(f"features: must be rows of numbers: {one_line(error)}") from None
+        if not all(math.isfinite(number) for row in given for number in row):
+            raise MlopsError("features: every one must be a finite number")
+        parts = (given[start : start + _ROWS] for start in range(0, len(given), _ROWS))
+        return [found for part in parts for found in self._send_rows(part, route)]
 
     def models(self) -> Served:
         """What the server has. Raises as `predict` does."""
@@ -203,6 +202,17 @@ class Client:
             reason = error.detail.removeprefix(f"{parts[0].sent_as}: ") or error.title
             return [Refused(parts[0].file, reason, error)]
         return [*self._understood(route, answers.predictions, told, [part.file for part in parts])]
+
+    def _send_rows(self, rows: Sequence[Sequence[float]], route: str) -> list[Prediction]:
+        body = json.dumps({"features": rows}).encode()
+        try:
+            told = self._transport.ask("POST", route, body, {"Content-Type": "application/json"})
+        except ServerError as error:
+            if error.status != 413 or len(rows) == 1:
+                raise
+            half = len(rows) // 2
+            return self._send_rows(rows[:half], route) + self._send_rows(rows[half:], route)
+        return self._understood(route, answers.predictions, told, [None] * len(rows))
 
     def _understood(self, route: str, read: Callable[..., _T], *given: Any) -> _T:
         try:

@@ -13,6 +13,8 @@ from mlops.files import check_regular
 # Of one image, bytes: training takes no larger one either.
 MOST_BYTES = 200_000_000
 
+_NO_IMAGE = "is no image; give a path, bytes, or a file opened with mode rb"
+
 # A path, the bytes of a file, or a file opened for reading bytes.
 Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Images: TypeAlias = Image | Iterable[Image]
@@ -49,6 +51,8 @@ def _several(images: Images) -> Iterable[Image]:
     # An open file would give its lines, and bytes their numbers.
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(images, "read"):
         return [cast(Image, images)]
+    if not isinstance(images, Iterable):
+        raise MlopsError(f"images: {type(images).__name__} {_NO_IMAGE}")
     return images
 
 
@@ -63,6 +67,8 @@ def _opened(image: Image, number: int) -> Upload | Refused:
         file = name if isinstance(name, str) else None
     shown = file or f"image-{number}"
     try:
+        if not isinstance(image, str | os.PathLike) and not hasattr(image, "read"):
+            raise ValueError(f"{type(image).__name__} {_NO_IMAGE}")
         data = _read(Path(image)) if isinstance(image, str | os.PathLike) else image.read(MOST_BYTES + 1)
         if not isinstance(data, bytes):
             raise ValueError("is open for reading text; open it with mode rb")

@@ -73,10 +73,7 @@ def bench(
             problems += error.problems
     if problems:
         raise MlopsError(problems)
-    if data is not None:
-        scored = given_images(candidates, data)
-    else:
-        scored = [own_images(candidate, processed) for candidate in candidates]
+    scored = own_images(candidates, processed) if data is None else given_images(candidates, data)
     right = [None if images is None else accuracy(one, images) for one, images in zip(candidates, scored, strict=True)]
     inputs = [_inputs(one, images, settings.batch) for one, images in zip(candidates, scored, strict=True)]
     times = _measure(candidates, inputs, settings)

@@ -4,21 +4,23 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlops.data.decode import Geometry, Unreadable, decode_all
-from mlops.data.tree import open_tree
+from mlops.data.decode import Geometry
 from mlops.errors import MlopsError, shorten
 from mlops.evaluation.predict import geometry
-from mlops.image import EXTENSIONS, Pixels
+from mlops.export.given import MOST_SCORED, find_given, read_given
+from mlops.export.parity import spread
+from mlops.image import Pixels
 from mlops.inference import OnnxModel
 from mlops.progress import bar
 
-# An accuracy of so many is known to a tenth of a point.
-_MOST_SCORED = 5000
+if TYPE_CHECKING:
+    from mlops.data.prepare import Prepared
+
 _BATCH = 32
 
 # From what a model takes, `[N, ...]`, to probabilities `[N, classes]`.
@@ -35,6 +37,7 @@ class Candidate:
         given: the `input` of its metadata.
         data: of its metadata: which data it was trained on; empty where nobody knows.
         torch: whether it is a checkpoint.
+        calibrated: rows of its validation images that it was calibrated on.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Candidate:
     data: Mapping[str, Any]
     answer: Answer
     torch: bool
+    calibrated: frozenset[int] = frozenset()
 
     @property
     def size(self) -> Geometry | None:
@@ -69,7 +73,16 @@ def open_candidate(path: Path, name: str, threads: int, allow: Collection[str]) 
         model = OnnxModel.read(path, threads=threads)
         told = model.metadata.get("data")
         data = told if isinstance(told, dict) else {}
-        return Candidate(name, path.stat().st_size, model.classes, model.input, data, model.predict, torch=False)
+        return Candidate(
+            name,
+            path.stat().st_size,
+            model.classes,
+            model.input,
+            data,
+            model.predict,
+            torch=False,
+            calibrated=_calibrated(model.metadata.get("quantized")),
+        )
     from mlops.checkpoint import is_checkpoint, read_metadata
 
     if path.exists() and not is_checkpoint(path):
@@ -95,20 +108,20 @@ def open_candidate(path: Path, name: str, threads: int, allow: Collection[str]) 
     return Candidate(name, path.stat().st_size, held.classes, given, data, answer, torch=True)
 
 
+def _calibrated(quantized: Any) -> frozenset[int]:
+    rows = quantized.get("calibration_rows") if isinstance(quantized, dict) else None
+    return frozenset(row for row in rows if isinstance(row, int)) if isinstance(rows, list) else frozenset()
+
+
 def given_images(candidates: Sequence[Candidate], data: Path) -> list[Scored | None]:
     """For each model the images of `data`, as it takes them, with the names of their folders as classes.
 
     Raises:
         MlopsError: there are none, one cannot be read, or lies in a folder that is no class.
     """
-    tree = open_tree(data, "--data")
-    names = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
-    if not names:
-        raise MlopsError(f"--data={data}: holds no images")
-    rows = np.unique(np.linspace(0, len(names) - 1, min(len(names), _MOST_SCORED)).round().astype(int))
-    names = [names[row] for row in rows]
-    folders = [PurePosixPath(name).parent.name for name in names]
-    if bare := [name for name, folder in zip(names, folders, strict=True) if not folder]:
+    files = find_given(data).few(MOST_SCORED)
+    folders = [PurePosixPath(name).parent.name for name in files.names]
+    if bare := [name for name, folder in zip(files.names, folders, strict=True) if not folder]:
         raise MlopsError(f"--data={data}: {shorten(bare)}: lie in no folder, whose name would be their class")
     problems = [
         f"--data={data}: {candidate.name} knows no class {shorten(unknown)}; folders must be named as classes: "
@@ -125,15 +138,35 @@ def given_images(candidates: Sequence[Candidate], data: Path) -> list[Scored | N
             found.append(None)
             continue
         if candidate.size not in prepared:
-            prepared[candidate.size] = _read(tree.label, decode_all(tree, names, candidate.size, workers=0), names)
+            prepared[candidate.size] = read_given(files, candidate.size)
         numbers = {name: number for number, name in enumerate(candidate.classes)}
         labels = np.array([numbers[folder] for folder in folders], dtype=np.int64)
         found.append(Scored(prepared[candidate.size], labels))
     return found
 
 
-def own_images(candidate: Candidate, processed: Path) -> Scored | None:
-    """The validation images of the data that a model was trained on; None where that is not prepared here."""
+def own_images(candidates: Sequence[Candidate], processed: Path) -> list[Scored | None]:
+    """For each model the validation images of the data that it was trained on; None where that is not prepared here.
+
+    Models of the same data share them, and none is scored on what calibrated another.
+    """
+    own = [_own_data(candidate, processed) for candidate in candidates]
+    calibrated: dict[Path, set[int]] = {}
+    for candidate, prepared in zip(candidates, own, strict=True):
+        if prepared is not None:
+            calibrated.setdefault(prepared.folder, set()).update(candidate.calibrated)
+    shared: dict[Path, Scored | None] = {}
+    for prepared in own:
+        if prepared is not None and prepared.folder not in shared:
+            labels, left_out = prepared.labels("val"), calibrated[prepared.folder]
+            rows = [row for row in spread(len(labels), MOST_SCORED) if row not in left_out]
+            images = np.asarray(prepared.images("val")[rows])
+            shared[prepared.folder] = Scored(images, labels[rows]) if rows else None
+    return [None if prepared is None else shared[prepared.folder] for prepared in own]
+
+
+def _own_data(candidate: Candidate, processed: Path) -> "Prepared | None":
+    """The data that a model was trained on, where it is prepared here as the model takes it."""
     name = f"{candidate.data.get('name')}-{candidate.data.get('fingerprint')}"
     # The name comes out of a file that anybody may have made; it must not lead elsewhere.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not (processed / name).is_dir():
@@ -142,20 +175,10 @@ def own_images(candidate: Candidate, processed: Path) -> Scored | None:
         from mlops.data.prepare import open_prepared
     except ImportError:  # where only what a server needs is installed
         return None
-    prepared = open_prepared(processed / name)
-    labels, size = prepared.labels("val"), candidate.size
-    if (
-        prepared.classes != candidate.classes
-        or size is None
-        or prepared.images("val").shape[1:3]
-        != (
-            size.height,
-            size.width,
-        )
-    ):
+    prepared, size = open_prepared(processed / name), candidate.size
+    if size is None or prepared.classes != candidate.classes:
         return None
-    rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MOST_SCORED)).round().astype(int))
-    return Scored(np.asarray(prepared.images("val")[rows]), labels[rows])
+    return prepared if prepared.images("val").shape[1:3] == (size.height, size.width) else None
 
 
 def accuracy(candidate: Candidate, scored: Scored) -> float:
@@ -167,17 +190,3 @@ def accuracy(candidate: Candidate, scored: Scored) -> float:
             right += int((candidate.answer(images).argmax(axis=1) == scored.labels[start : start + _BATCH]).sum())
             progress.advance(len(images))
     return right / len(scored.labels)
-
-
-def _read(label: str, decoded: Any, names: Sequence[str]) -> Pixels:
-    pixels, problems = list[Pixels](), list[str]()
-    with bar("reading", len(names)) as progress:
-        for name, result in zip(names, decoded, strict=True):
-            progress.advance(1)
-            if isinstance(result, Unreadable):
-                problems.append(f"{label}/{name}: {result.reason}; mend or remove it")
-            else:
-                pixels.append(result.pixels)
-    if problems:
-        raise MlopsError(problems)
-    return np.stack(pixels)

@@ -34,19 +34,12 @@ def resizes(filter_: Filter) -> bool:
     return filter_ in _FILTERS
 
 
-def build_graph(model: nn.Module, given: Mapping[str, Any], num_classes: int, temperature: float) -> ModelProto:
-    """`images` uint8 `[N, H, W, 3]` to `probabilities` float32 `[N, classes]`, the same bytes every time.
-
-    `given` is the `input` of a checkpoint. N is any number; H and W are any where `resizes` says so of its filter.
-
-    Raises:
-        MlopsError: the network has something that ONNX has no operators for, or is too large for one file.
-    """
-    return assemble(trace(model, given["height"], given["width"]), given, num_classes, temperature)
-
-
 def assemble(network: ModelProto, given: Mapping[str, Any], num_classes: int, temperature: float) -> ModelProto:
-    """A network's graph, `pixels` to `logits`, with all that stands around it. As `build_graph`."""
+    """A network's graph, `pixels` to `logits`, with all that stands around it.
+
+    `images` uint8 `[N, H, W, 3]` to `probabilities` float32 `[N, classes]`, the same bytes every time. `given` is the
+    `input` of a checkpoint. N is any number; H and W are any where `resizes` says so of its filter.
+    """
     prepared = compose.merge_models(
         own_names(_preparation(given), "mlops_input/"), network, io_map=[("pixels", "pixels")]
     )
@@ -130,7 +123,7 @@ def trace(model: nn.Module, height: int, width: int) -> ModelProto:
     """The network itself, as torch exports it: `pixels` float32 `[N, 3, height, width]`, normalised, to `logits`.
 
     Raises:
-        MlopsError: as `build_graph`.
+        MlopsError: the network has something that ONNX has no operators for, or is too large for one file.
     """
     if sum(t.nbytes for t in model.state_dict().values()) > MOST_BYTES * 0.99:
         raise MlopsError(f"export: {type(model).__name__} has more weights than the 2 GiB that one ONNX file can hold")
@@ -208,4 +201,6 @@ def tidy(model: ModelProto, opsets: Mapping[str, int]) -> None:
 
 def set_metadata(model: ModelProto, values: Mapping[str, Any]) -> None:
     """Write metadata in place of what is there: every value as JSON."""
-    helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()})
+    helper.set_model_props(
+        model, {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in values.items()}
+    )

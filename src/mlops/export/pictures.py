@@ -11,20 +11,15 @@ import numpy.typing as npt
 
 from mlops.checkpoint import Checkpoint
 from mlops.config import DataConfig
-from mlops.data.decode import Unreadable, decode_all
 from mlops.data.downloads import is_fetched
 from mlops.data.prepare import Prepared, open_prepared, prepare
 from mlops.data.sources import open_source
-from mlops.data.tree import open_tree
 from mlops.errors import MlopsError, one_line
 from mlops.evaluation.predict import geometry
 from mlops.evaluation.run import find_own_data
+from mlops.export.given import MOST_SCORED, find_given, read_given
 from mlops.export.parity import Files, Native, generated, spread
-from mlops.image import EXTENSIONS, Pixels
-from mlops.progress import bar
-
-# An accuracy of so many is known to a tenth of a point; at 224 pixels they fill 750 MB.
-_MOST_LABELLED = 5000
+from mlops.image import Pixels
 
 
 @dataclass(frozen=True)
@@ -34,16 +29,23 @@ class Labelled:
     Args:
         kind: in words, what they are.
         labels: int64 `[N]`, or None where nobody says.
+        places: of validation images, their rows among all of them; None of given ones.
     """
 
     kind: str
     images: Pixels
     labels: npt.NDArray[np.int64] | None
+    places: Sequence[int] | None = None
 
     def rows(self, rows: Sequence[int]) -> "Labelled":
         """Those in some rows."""
         chosen = list(rows)
-        return Labelled(self.kind, self.images[chosen], None if self.labels is None else self.labels[chosen])
+        return Labelled(
+            self.kind,
+            self.images[chosen],
+            None if self.labels is None else self.labels[chosen],
+            None if self.places is None else [self.places[row] for row in chosen],
+        )
 
 
 def own_prepared(checkpoint: Checkpoint, processed: Path, why: str, instead: str = "") -> Prepared:
@@ -67,32 +69,15 @@ def labelled(checkpoint: Checkpoint, data: Path | None, processed: Path, why: st
     """
     if data is None:
         prepared = own_prepared(checkpoint, processed, why, "; or name a folder of images with --data")
-        rows = spread(len(prepared.labels("val")), _MOST_LABELLED)
-        return Labelled("validation images", np.asarray(prepared.images("val")), prepared.labels("val")).rows(rows)
-    files = _given(data).few(_MOST_LABELLED)
-    pixels, problems, size = list[Pixels](), list[str](), geometry(checkpoint.metadata["input"])
-    with bar("reading", len(files.names)) as progress:
-        decoded = decode_all(files.tree, files.names, size, workers=0)
-        for name, result in zip(files.names, decoded, strict=True):
-            progress.advance(1)
-            if isinstance(result, Unreadable):
-                problems.append(f"{files.tree.label}/{name}: {result.reason}; mend or remove it")
-            else:
-                pixels.append(result.pixels)
-    if problems:
-        raise MlopsError(problems)
+        images, labels = np.asarray(prepared.images("val")), prepared.labels("val")
+        everything = Labelled("validation images", images, labels, range(len(labels)))
+        return everything.rows(spread(len(labels), MOST_SCORED))
+    files = find_given(data).few(MOST_SCORED)
+    images = read_given(files, geometry(checkpoint.metadata["input"]))
     folders = [PurePosixPath(name).parent.name for name in files.names]
     known = {name: number for number, name in enumerate(checkpoint.classes)}
-    labels = np.array([known[name] for name in folders]) if set(folders) <= set(known) else None
-    return Labelled(files.kind, np.stack(pixels), labels)
-
-
-def _given(data: Path) -> Files:
-    tree = open_tree(data, "--data")
-    names = [name for name in tree.names if name.lower().endswith(EXTENSIONS)]
-    if not names:
-        raise MlopsError(f"--data={data}: holds no images")
-    return Files("given images", tree, names)
+    known_all = set(folders) <= set(known)
+    return Labelled(files.kind, images, np.array([known[name] for name in folders]) if known_all else None)
 
 
 def to_compare(
@@ -100,7 +85,7 @@ def to_compare(
 ) -> tuple[Files | Native, str | None]:
     """What to compare on, and why it is not the checkpoint's own validation images."""
     if data is not None:
-        return _given(data).few(most), None
+        return find_given(data).few(most), None
     try:
         own = find_own_data(checkpoint, processed)
     except MlopsError as error:

@@ -90,13 +90,6 @@ def quantize(network: ModelProto, images: Pixels, given: Mapping[str, Any]) -> M
     return made
 
 
-def count_quantized(model: ModelProto) -> tuple[int, int]:
-    """How many convolutions and products of matrices are computed in eight bits, and how many there are."""
-    quantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    heavy = [node for node in model.graph.node if node.op_type in _HEAVY]
-    return sum(set(node.input[:2]) <= quantised for node in heavy), len(heavy)
-
-
 def fold_pooling(network: ModelProto) -> ModelProto:
     """A copy in which average pooling before a 1x1 convolution is part of that convolution: the same numbers.
 

@@ -81,7 +81,8 @@ def export_checkpoint(
             checkpoint, model, own_data, share=smaller.prune, epochs=smaller.finetune_epochs, allowed=allowed
         )
         model, temperature = pruned.model, pruned.temperature
-        told |= {"pruned": pruned.told, "metrics": pruned.metrics}
+        # The reference is of what the whole network answers.
+        told |= {"pruned": pruned.told, "metrics": pruned.metrics, "reference": None}
         check_loss(f"--prune={smaller.prune:g}", pruned.told["accuracy"], smaller.allow_loss)
     metadata = describe(checkpoint, temperature) | told
 
@@ -104,7 +105,12 @@ def export_checkpoint(
         graph = assemble(quantize(network, calibration.images, given))
         metadata["parity"] = compare(graph, exact=False)
         answer = OnnxModel(graph.SerializeToString(), metadata, where=str(output)).predict
-        metadata["quantized"] = {"to": "int8", "calibrated_on": len(calibration.images), **scores(own, answer, rest)}
+        metadata["quantized"] = {
+            "to": "int8",
+            "calibrated_on": len(calibration.images),
+            "calibration_rows": calibration.places,
+            **scores(own, answer, rest),
+        }
         check_quantized(metadata["quantized"], smaller.allow_loss)
 
     graphs.set_metadata(graph, metadata)
