@@ -267,6 +267,7 @@ def show_export(exported: "Exported") -> None:
         "Next",
         [
             ("use it", to_copy("mlops", "predict", exported.path, "PICTURE_OR_FOLDER")),
+            ("serve it", to_copy("mlops", "serve", exported.path)),
             *(
                 [("how fast is it", to_copy("mlops", "bench", "CHECKPOINT", exported.path))]
                 if pruned or quantized
