@@ -4,11 +4,11 @@ Such a file holds tensors and their names. What else a checkpoint needs, the net
 it, only its owner knows: it is asked for, or taken from the network's library and named as an assumption.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import mlops
 from mlops import checkpoint, targets
 from mlops import config as schema
+from mlops.adoption.collecting import collecting
 from mlops.adoption.described import (
     Described,
     assumed_fields,
@@ -35,8 +36,6 @@ from mlops.models.build import build_model, check_model, find_head
 from mlops.provenance import describe_code, describe_environment
 from mlops.targets import Target
 from mlops.training.weights import Weights, casts, differences, faults, read_weights, take_off_prefix
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,7 @@ def adopt(path: Path, output: Path | None, described: Described, *, force: bool,
         MlopsError: with everything that is missing, wrong, or does not fit; nothing is written then.
     """
     problems: list[str] = []
-
-    def attempt(call: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
-        try:
-            return call(*arguments, **named)
-        except MlopsError as error:
-            problems.extend(error.problems)
-            return None
+    attempt = collecting(problems)
 
     allowed = targets.read_allowed(schema.config_folder()).union(allow)
     output = attempt(_choose_output, path, output, force)

@@ -5,11 +5,11 @@ of its scores. What the graph tells is not asked; what only its owner knows is, 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx
 from onnx import ModelProto, TensorProto
@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto
 import mlops
 from mlops import onnx_file
 from mlops.adoption import onnx_graph
+from mlops.adoption.collecting import collecting
 from mlops.adoption.described import Described, read_classes, read_scaling, read_settings
 from mlops.adoption.onnx_input import Said, Taken, look_at_input, read_said, read_scores
 from mlops.adoption.onnx_trial import prove, rewrap
@@ -25,8 +26,6 @@ from mlops.export import graph as graphs
 from mlops.files import atomic
 from mlops.inference import OnnxModel
 from mlops.provenance import describe_code
-
-T = TypeVar("T")
 
 # For what we add to a graph that asks for none: known to onnxruntime 1.12, which is older than any that we run on.
 _WITHOUT_OPSET = 17
@@ -56,13 +55,7 @@ def adopt_onnx(
     if onnx_file.is_ours(onnx_file.check_safe(content, where)):
         raise MlopsError(f"{where}: is a model of this project already; use it as it is")
     problems: list[str] = []
-
-    def attempt(call: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
-        try:
-            return call(*arguments, **named)
-        except MlopsError as error:
-            problems.extend(error.problems)
-            return None
+    attempt = collecting(problems)
 
     problems += _of_weights_only(described)
     output = attempt(_choose_output, path, output, force)
