@@ -1,4 +1,4 @@
-"""`mlops`: tools that start from a checkpoint. Heavy imports wait until a command needs them."""
+"""`mlops`: tools that start from a checkpoint or a model. Heavy imports wait until a command needs them."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from mlops.errors import MlopsError, fail, printable
 from mlops.files import users_to_mend
 
 app = typer.Typer(
-    help="Tools that start from a checkpoint: everything they need is in that one file.",
+    help="Tools that start from a checkpoint or a model: everything they need is in that one file.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

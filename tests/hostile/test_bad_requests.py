@@ -1,7 +1,6 @@
 """Requests that must be refused, sent to a real server: never 500, never a hang, and the next one is answered."""
 
 import contextlib
-import gzip
 import io
 import json
 import socket
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
@@ -48,7 +46,7 @@ def hostage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server(hostage: Server) -> Iterator[Server]:
     """That server; after each test it answers at once, has failed nowhere, and has given the memory back."""
-    before = memory(hostage)
+    before = hostage.memory()
     yield hostage
     started = time.monotonic()
     assert hostage.get("/health").status == 200
@@ -56,13 +54,7 @@ def server(hostage: Server) -> Iterator[Server]:
     assert hostage.send("/predict", ("a.png", BLUE)).json["predictions"][0]["class"] == "blue"
     assert "traceback" not in hostage.log.read_text().lower()
     assert not [line for line in hostage.lines() if line.get("status", 200) >= 500]
-    assert memory(hostage) - before < SPARE + MOST_TEXT
-
-
-def memory(server: Server) -> int:
-    """Bytes of the workers."""
-    workers = server.get(f"{server.admin}/health").json["workers"].values()
-    return sum(psutil.Process(worker["pid"]).memory_info().rss for worker in workers)
+    assert hostage.memory() - before < SPARE + MOST_TEXT
 
 
 def image(server: Server, content: bytes, kind: str = "image/png", path: str = "/predict") -> Answer:
@@ -166,10 +158,10 @@ SIZE_BEYOND = {
 def test_an_image_of_too_many_pixels_is_refused_by_its_head(server: Server, case: str):
     content = SIZE_BEYOND[case]()
     assert len(content) < 25_000
-    before, started = memory(server), time.monotonic()
+    before, started = server.memory(), time.monotonic()
     detail = refused(image(server, content), 413, 422)
     assert time.monotonic() - started < 2
-    assert memory(server) - before < SPARE
+    assert server.memory() - before < SPARE
     assert "pixels" in detail or case == "a WEBP"
 
 
@@ -285,23 +277,23 @@ ODD_FILES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("case", ODD_FILES)
 def test_a_file_made_to_break_its_decoder_breaks_nothing(server: Server, case: str):
     content = ODD_FILES[case]()
-    started, before = time.monotonic(), memory(server)
+    started, before = time.monotonic(), server.memory()
     answer = image(server, content)
     assert answer.status in {200, 413, 415, 422}, answer.body[:500]
     assert time.monotonic() - started < 5
     # Pixels are unpacked in part, and profiles of megabytes are read; nothing grows to what a file unpacks to.
-    assert memory(server) - before < (SPARE + MOST_TEXT if case.startswith("text of 80 MB") else SPARE)
+    assert server.memory() - before < (SPARE + MOST_TEXT if case.startswith("text of 80 MB") else SPARE)
 
 
 # Bodies.
 
 
 def test_a_body_of_100_mb_in_chunks_is_given_up_at_the_limit(server: Server):
-    before = memory(server)
+    before = server.memory()
     body = (bytes(65536) for _ in range(1600))
     found = server.http.request("POST", f"{server.url}/predict", body=body, headers={"Content-Type": "image/png"})
     assert refused(Answer(found.status, found.headers, found.data), 413) == "a body of more than 10,485,760 bytes"
-    assert memory(server) - before < SPARE
+    assert server.memory() - before < SPARE
 
 
 @pytest.mark.parametrize(
@@ -377,10 +369,10 @@ JSON_BODIES = {
 @pytest.mark.parametrize("case", JSON_BODIES)
 def test_json_made_to_break_its_parser_breaks_nothing(server: Server, case: str):
     body, status = JSON_BODIES[case]
-    before = memory(server)
+    before = server.memory()
     answer = image(server, body, "application/json", "/models/numbers/predict")
     refused(answer, status, 422 if "deep in" in case else status)
-    assert memory(server) - before < SPARE
+    assert server.memory() - before < SPARE
 
 
 @pytest.mark.parametrize(
@@ -647,61 +639,3 @@ def test_without_any_model_the_server_says_that_it_is_not_ready(tmp_path: Path):
             assert answer.headers["Retry-After"] == "1"
         assert "model" in refused(server.get("/health/ready"), 503)
         assert server.get("/models").json["models"][0]["ready"] is False
-
-
-def packed(told: object, tail: bytes = b"") -> tuple[bytes, dict[str, str]]:
-    """An inference request, compressed, and its headers."""
-    head = json.dumps(told).encode()
-    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(len(head))}
-    return gzip.compress(head + tail), headers
-
-
-@pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose patience a busy machine does not try."""
-    folder: Path = tmp_path_factory.mktemp("patient")
-    write_model(folder / "colours.onnx")
-    write_features(folder / "numbers.onnx")
-    (folder / "serve.yaml").write_text("limits: {seconds: 60}\ndrain_seconds: 0")
-    with Server(folder, ("colours.onnx", "numbers.onnx", "--config", "serve.yaml")) as server:
-        yield server
-
-
-def test_compressed_tensors_cost_the_memory_that_they_unpack_to(patient: Server):
-    sides = [1, 1, 3_400_000, 3]
-    tensor = {"name": "images", "datatype": "UINT8", "shape": sides, "parameters": {"binary_data_size": 10_200_000}}
-    body, headers = packed({"inputs": [tensor]}, bytes(10_200_000))
-    assert len(body) < 20_000
-    before = memory(patient)
-    with ThreadPoolExecutor(40) as pool:
-        asked = [pool.submit(patient.ask, "POST", "/v2/models/colours/infer", body, headers) for _ in range(40)]
-        statuses = {one.result().status for one in asked}
-    assert statuses <= {200, 429}
-    assert 429 in statuses
-    assert memory(patient) - before < 500 * MIB
-
-
-def test_json_that_takes_long_to_parse_is_refused_before_it_is_parsed(patient: Server):
-    told = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1], "data": [[]] * 2_500_000}]}
-    body, headers = packed(told)
-    before = memory(patient)
-    assert patient.ask("POST", "/v2/models/colours/infer", body, headers).status == 413
-    features = b'{"features": [' + b"[]," * 2_500_000 + b"[]]}"
-    answer = patient.ask("POST", "/models/numbers/predict", features, {"Content-Type": "application/json"})
-    assert answer.status == 413
-    assert memory(patient) - before < SPARE
-
-
-def test_tensors_have_no_more_pixels_than_files_may(tmp_path: Path):
-    write_model(tmp_path / "m.onnx")
-    (tmp_path / "c.yaml").write_text("limits: {pixels: 1000}\ndrain_seconds: 0")
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 40, 40, 3], "data": [0] * 4800}
-    with Server(tmp_path, ("m.onnx", "--config", "c.yaml")) as server:
-        answer = server.ask("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}).encode())
-        assert answer.status == 413
-        assert "1,600 pixels" in answer.json["error"]
-        # Without a proxy that the server was told of, nobody says who he is.
-        server.get("/health", **{"X-Forwarded-For": "6.6.6.6 forged"})
-        assert server.ask("HEAD", "/health/ready").status == 200
-        time.sleep(0.3)
-        assert {line["client"] for line in server.lines() if line["event"] == "request"} == {"127.0.0.1"}

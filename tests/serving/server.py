@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import urllib3
 
 
@@ -68,6 +69,11 @@ class Server:
     def lines(self) -> list[dict[str, Any]]:
         """Its log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def memory(self) -> int:
+        """Bytes of the workers."""
+        workers = self.get(f"{self.admin}/health").json["workers"].values()
+        return sum(psutil.Process(worker["pid"]).memory_info().rss for worker in workers)
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.ask("GET", path, headers=headers)
