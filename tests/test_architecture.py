@@ -43,7 +43,20 @@ FLOORS = [
         "export",
         "sweeps",
     },
-    {"resume", "reproduce", "doctor", "entrypoint", "preprocess", "train", "data_cli", "cli", "trial", "sweep"},
+    {
+        "resume",
+        "reproduce",
+        "doctor",
+        "entrypoint",
+        "preprocess",
+        "train",
+        "cli_common",
+        "onnx_cli",
+        "data_cli",
+        "cli",
+        "trial",
+        "sweep",
+    },
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

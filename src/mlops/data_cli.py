@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from mlops.cli_common import PROCESSED
 from mlops.errors import MlopsError
 from mlops.files import writing_to
 
 app = typer.Typer(help="Versions of data/ in a bucket, by DVC; and what a data set holds.", no_args_is_help=True)
 
 Processed = Annotated[Path, typer.Option("--processed-in", help="Where prepared data lies.", metavar="FOLDER")]
-PROCESSED = Path("data/processed")
 
 
 @app.callback()
