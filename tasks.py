@@ -238,10 +238,14 @@ def docker_build(c, only=None):
     """Build the images mlops-api and mlops-train from what lies here, by Docker or Podman."""
     if only not in (None, *IMAGES):
         raise Exit(f"error: --only={only}: must be {' or '.join(IMAGES)}", code=2)
-    engine = _engine()
+    from mlops.provenance import describe_code
+
+    engine, code = _engine(), describe_code()
+    # Of a changed tree no commit tells what is built.
+    commit = f"--build-arg COMMIT={code['commit'] if code['dirty'] is False else ''}"
     _all_of(
         **{
-            name: f"{engine} build --file dockerfiles/{name}.dockerfile --tag mlops-{name} ."
+            name: f"{engine} build --file dockerfiles/{name}.dockerfile {commit} --tag mlops-{name} ."
             for name in ([only] if only else IMAGES)
         }
     )

@@ -47,6 +47,11 @@ ENV PATH=/opt/code/bin:/opt/mlops/bin:$PATH PYTHONPATH=/opt/code PYTHONDONTWRITE
 COPY --from=packages /opt/mlops /opt/mlops
 COPY --from=code /opt/code /opt/code
 COPY --from=code /model /srv/models/latest
+# Last, for it is another one with each build; and before a RUN, without which Podman would take the label from its
+# cache, of another commit (buildah's issue 5501).
+ARG COMMIT=""
+RUN :
+LABEL org.opencontainers.image.revision=${COMMIT}
 WORKDIR /srv
 USER 65534:65534
 EXPOSE 8000 8001

@@ -26,10 +26,10 @@ RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheel . \
     && python -m pip --python /opt/mlops/bin/python install --no-deps --no-index --target /opt/code wheel/*.whl
 
 FROM ${BASE_IMAGE}
-# Libraries look for settings of the user, who has no home.
+# Libraries look for settings of the user, who has no home; and torch for the driver of a GPU, which GKE and Vertex AI
+# mount in a place where nothing looks by itself.
 ENV PATH=/opt/code/bin:/opt/mlops/bin:$PATH PYTHONPATH=/opt/code PYTHONDONTWRITEBYTECODE=1 \
-    ORT_DISABLE_TELEMETRY=1 HOME=/tmp USER=mlops
-RUN install --directory --owner 65534 --group 65534 /work
+    ORT_DISABLE_TELEMETRY=1 HOME=/tmp USER=mlops LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 # In the order in which they change: versions seldom, the code often, data with each version.
 COPY --from=packages /opt/mlops /opt/mlops
 COPY --from=code /opt/code /opt/code
@@ -37,6 +37,12 @@ COPY dockerfiles/train.py /opt/train.py
 # Which data, and in which bucket: no images, no key.
 COPY .dvcignore data.dvc /opt/project/
 COPY .dvc/config /opt/project/.dvc/config
+# Which commit checkpoints name, as there is no git in here. Last, for it is another one with each build; and before a
+# RUN, without which Podman would take ENV and LABEL from its cache, of another commit (buildah's issue 5501).
+ARG COMMIT=""
+RUN install --directory --owner 65534 --group 65534 /work
+ENV MLOPS_COMMIT=${COMMIT}
+LABEL org.opencontainers.image.revision=${COMMIT}
 WORKDIR /work
 USER 65534:65534
 ENTRYPOINT ["python", "/opt/train.py"]

@@ -46,7 +46,7 @@ FILLED = {
     "REGION": "europe-west1",
     "BUCKET": "my-bucket",
     "SERVING_BUCKET": "my-serving-bucket",
-    "TAG": "0123abc",
+    "COMMIT": "0123456789" * 4,
     "VERSION": "0123456789ab",
     "KEYS_VERSION": "1",
     "RUN_ID": "signs-1",
@@ -354,6 +354,10 @@ def test_nginx_holds_to_the_limits_of_the_server():
     assert f"{LIMITS.body_bytes:,} bytes" in NGINX
     # The server's own answer to what takes too long comes first.
     assert LIMITS.seconds < seconds(directive("proxy_read_timeout")) <= 2 * LIMITS.seconds
+    # Another replica is asked where one cannot be reached, and not where one is slow.
+    assert directive("proxy_next_upstream").startswith("error timeout ")
+    again = seconds(directive("proxy_next_upstream_timeout"))
+    assert seconds(directive("proxy_connect_timeout")) < again < seconds(directive("proxy_send_timeout"))
     assert seconds(directive("client_body_timeout")) <= LIMITS.seconds
     # Else requests are sent into connections that the server is about to close.
     upstream = NGINX[NGINX.index("upstream api") : NGINX.index("server {")]
@@ -600,9 +604,9 @@ def test_each_part_runs_as_an_account_of_its_own():
         CLOUD_BUILD["serviceAccount"].rpartition("/")[2],
     ]
     assert [account.partition("@")[0] for account in used] == ["mlops-api", "mlops-api", "mlops-train", "mlops-build"]
-    # The roles are those of the page: none of a whole project, but to write the log.
+    # The roles are those of the page: none of a whole project, but to write logs and what a cluster's nodes report.
     roles = re.findall(r"projects add-iam-policy-binding .*--role (\S+)", PAGE.replace("\\\n", " "))
-    assert roles == ["roles/logging.logWriter"]
+    assert roles == ["roles/logging.logWriter", "roles/container.defaultNodeServiceAccount"]
     assert not re.findall(r"roles/(?:owner|editor|viewer|\S*\.admin)\b", PAGE)
     assert "keys create" not in PAGE
 
@@ -645,7 +649,7 @@ def test_every_name_to_fill_in_is_one_that_the_page_sets():
     # One style: no other word looks like something that is to be replaced.
     for path in [*TEMPLATES, DEPLOY / "cloudbuild.yaml"]:
         assert not re.search(r"\b(YOUR|MY)[-_]|<[a-z-]+>|\bPROJECT_ID\b(?!\})", path.read_text(encoding="utf-8")), path
-    known = exported | {"name", "pool"}
+    known = exported | {"name", "nodes", "pool"}
     in_shell = re.findall(r"\$(\w+)", "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)))
     assert set(in_shell) - {"1"} <= known
 
@@ -659,7 +663,7 @@ def test_cloud_build_uses_every_substitution_and_has_every_one():
     assert without <= {pair.partition("=")[0] for pair in told.split(",")}
     named = [word for step in CLOUD_BUILD["steps"] for word in step["args"] if word.startswith("--tag=")]
     for image in ("api", "train"):
-        assert any(word.endswith(f"/{image}:${{_TAG}}") for word in named)
+        assert any(word.endswith(f"/{image}:${{_COMMIT}}") for word in named)
     deployed = {
         CLOUD_RUN["spec"]["template"]["spec"]["containers"][0]["image"],
         POD["containers"][0]["image"],
@@ -667,7 +671,17 @@ def test_cloud_build_uses_every_substitution_and_has_every_one():
     }
     registry = CLOUD_BUILD["substitutions"]["_REPOSITORY"]
     for image in deployed:
-        assert re.fullmatch(rf"\$\{{REGION\}}-docker\.pkg\.dev/\$\{{PROJECT_ID\}}/{registry}/\w+:\$\{{TAG\}}", image)
+        assert re.fullmatch(rf"\$\{{REGION\}}-docker\.pkg\.dev/\$\{{PROJECT_ID\}}/{registry}/\w+:\$\{{COMMIT\}}", image)
+
+
+def test_whoever_builds_an_image_says_of_which_commit_it_is():
+    for step in CLOUD_BUILD["steps"]:
+        assert ("--build-arg=COMMIT=${_COMMIT}" in step["args"]) == ("build" in step["args"])
+    for name in ("images", "model"):
+        workflow = (ROOT / f".github/workflows/{name}.yml").read_text(encoding="utf-8")
+        assert '--build-arg "COMMIT=$GITHUB_SHA"' in workflow
+    images = (ROOT / ".github/workflows/images.yml").read_text(encoding="utf-8")
+    assert '--tag "$IMAGE:$GITHUB_SHA"' in images  # the name by which the page deploys it
 
 
 def test_every_image_of_others_has_an_exact_version():

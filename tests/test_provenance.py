@@ -50,9 +50,38 @@ def test_every_kind_of_change_makes_it_dirty_and_has_a_hash_of_its_own(repositor
     assert len({told["diff_sha256"] for told in found}) == 4
 
 
-def test_outside_of_git_nothing_is_claimed(tmp_path: Path):
-    told = describe_code(tmp_path)
-    assert (told["commit"], told["dirty"], told["diff_sha256"]) == (None, None, None)
+@pytest.mark.parametrize("told", [None, ""])
+def test_outside_of_git_nothing_is_claimed(
+    told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.delenv("MLOPS_COMMIT", raising=False)
+    if told is not None:
+        monkeypatch.setenv("MLOPS_COMMIT", told)  # as in an image that was built without a commit
+    code = describe_code(tmp_path)
+    assert (code["commit"], code["dirty"], code["diff_sha256"]) == (None, None, None)
+    assert caplog.messages == []
+
+
+def test_outside_of_git_the_commit_is_the_one_that_an_image_was_told_and_nothing_is_said_of_changes(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = "0123456789" * 4
+    monkeypatch.setenv("MLOPS_COMMIT", told)
+    code = describe_code(tmp_path)
+    assert (code["commit"], code["dirty"], code["diff_sha256"]) == (told, None, None)
+    assert describe_code(repository)["commit"] == git(repository, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("told", ["main", "0123abc", "0" * 39, "0" * 41, "A" * 40, "0" * 40 + "\n", "\x1b[2J" * 99])
+def test_what_is_no_commit_is_ignored_with_one_line(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("MLOPS_COMMIT", told)
+    assert describe_code(tmp_path)["commit"] is None
+    (line,) = caplog.messages
+    assert line.startswith("MLOPS_COMMIT=")
+    assert line.isprintable()
+    assert len(line) < 300
 
 
 def test_differences_name_what_is_new_and_what_is_gone():

@@ -2,13 +2,15 @@
 
 import hashlib
 import logging
+import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlops
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, printable
 from mlops.git import git
 
 log = logging.getLogger(__name__)
@@ -16,17 +18,26 @@ log = logging.getLogger(__name__)
 
 def describe_code(folder: Path = Path(__file__).parent) -> dict[str, Any]:
     """The package's version and, of the git checkout that holds `folder`, the commit, whether its tree is changed, and
-    the SHA-256 of the changes.
+    the SHA-256 of the changes. Where there is no checkout, the commit is that of the variable MLOPS_COMMIT.
     """
     commit = git(folder, "rev-parse", "HEAD")
     changed = git(folder, "status", "--porcelain") if commit else None
     diff = f"{git(folder, 'diff', 'HEAD')}{_new_files(folder)}" if changed else None
     return {
         "version": mlops.__version__,
-        "commit": commit.strip() if commit else None,
+        "commit": commit.strip() if commit else _told_commit(),
         "dirty": bool(changed) if commit else None,
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
     }
+
+
+def _told_commit() -> str | None:
+    """The commit that a container image was built from, where it was told so."""
+    told = os.environ.get("MLOPS_COMMIT")
+    if told and not re.fullmatch("[0-9a-f]{40}", told):
+        log.warning(f"MLOPS_COMMIT={printable(told[:50])}: is no commit, which is 40 hexadecimal digits; it is ignored")
+        return None
+    return told or None
 
 
 def _new_files(folder: Path) -> str:

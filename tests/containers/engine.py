@@ -25,8 +25,10 @@ from samples import ROOT
 STORE = Path(os.environ.get("MLOPS_CONTAINERS", "/var/tmp/mlops-containers"))
 MIRROR = "http://deb.debian.org/debian"
 GIGABYTE = 10**9
-DOCKERFILES = {name: ROOT / "dockerfiles" / f"{name}.dockerfile" for name in ("api", "train", "predict")}
+DOCKERFILES = {name: ROOT / "dockerfiles" / f"{name}.dockerfile" for name in ("api", "train")}
 BASE = re.findall(r"^ARG BASE_IMAGE=(\S+)$", DOCKERFILES["api"].read_text(encoding="utf-8"), re.MULTILINE)[0]
+# What the images are told to be made of.
+COMMIT = "0123456789" * 4
 # crun takes no cgroups of both versions side by side.
 RUNTIME = shutil.which("runc") or shutil.which("crun")
 # Of the host, where pip finds what it is told to use.
@@ -59,14 +61,27 @@ def buildah(*words: str | Path, memory: int | None = None) -> str:
     return done.stdout
 
 
-def build(context: Path, name: str, *arguments: str, tag: str | None = None, memory: int | None = None) -> str:
+def build(
+    context: Path, name: str, *arguments: str, tag: str | None = None, commit: str = COMMIT, memory: int | None = None
+) -> str:
     """An image of one of our dockerfiles, from a context; layers that were built before are taken from the store."""
     make_base()
     tag = tag or f"localhost/mlops-{name}"
     started = time.monotonic()
     words = ("--isolation", "chroot", "--pull-never", "--format", "docker", "--layers", "--tag", tag)
     file = context / "dockerfiles" / DOCKERFILES[name].name
-    buildah("bud", *words, *_pips_settings(), *arguments, "--file", file, context, memory=memory)
+    buildah(
+        "bud",
+        *words,
+        *_pips_settings(),
+        "--build-arg",
+        f"COMMIT={commit}",
+        *arguments,
+        "--file",
+        file,
+        context,
+        memory=memory,
+    )
     peak = f", at most {peak_of('build') / 1e6:,.0f} MB with its files in memory" if memory else ""
     print(f"{tag}: built in {time.monotonic() - started:.0f} s{peak}, {size_of(tag) / 1e6:,.0f} MB")
     return tag

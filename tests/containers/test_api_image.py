@@ -144,12 +144,17 @@ def test_with_a_model_where_it_looks_for_one_it_is_healthy(api_image: str, model
         eventually(lambda: health(server) == 0, server)
 
 
-def test_a_model_can_be_baked_in(context: Path, api_image: str, tmp_path: Path):
+def test_a_model_can_be_baked_in_which_predicts_without_a_server_too(context: Path, api_image: str, tmp_path: Path):
     copy = shutil.copytree(context, tmp_path / "context", symlinks=True)
     write_model(copy / "model.onnx")
     image = engine.build(copy, "api", "--build-arg", "MODEL=model.onnx", tag="localhost/mlops-api-baked")
     with Container(image, alone=True) as server:
         eventually(lambda: health(server) == 0, server)
+    (tmp_path / "blue.png").write_bytes(BLUE)
+    words, mounts = ["/srv/models/latest/model.onnx", "/blue.png"], [(tmp_path / "blue.png", "/blue.png", False)]
+    with Container(image, words, entrypoint=["mlops", "predict"], alone=True, mounts=mounts) as predicting:
+        assert predicting.wait() == 0, predicting.err.read_text()
+        assert "blue" in predicting.out.read_text().replace("blue.png", "")
     engine.buildah("rmi", image)
 
 

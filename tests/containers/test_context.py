@@ -64,6 +64,20 @@ def test_no_layer_of_an_image_holds_a_key_that_lay_beside_the_code(
     shutil.rmtree(tmp_path / "layers")
 
 
+@pytest.mark.containers
+@pytest.mark.parametrize("name", ["api", "train"])
+def test_an_image_names_the_commit_that_it_was_built_of_and_not_that_of_the_build_before(
+    name: str, context: Path, request: pytest.FixtureRequest
+):
+    before = request.getfixturevalue(f"{name}_image")
+    now = engine.build(context, name, tag=f"localhost/mlops-{name}-again", commit="f" * 40)
+    for image, commit in ((before, engine.COMMIT), (now, "f" * 40)):
+        config = engine.config_of(image)
+        assert config["Labels"]["org.opencontainers.image.revision"] == commit
+        assert (f"MLOPS_COMMIT={commit}" in config["Env"]) == (name == "train")
+    engine.buildah("rmi", now)
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 def test_a_dockerfile_installs_by_hash_runs_as_nobody_and_copies_only_what_is_let_in(path: Path):
     text = path.read_text(encoding="utf-8")
@@ -74,8 +88,10 @@ def test_a_dockerfile_installs_by_hash_runs_as_nobody_and_copies_only_what_is_le
     for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
         for name in line.split()[:-1]:
             assert name == "${MODEL}" or any(one == name or one.startswith(f"{name}/") for one in let_in), name
-    for install in re.findall(r"pip\S* .*install .*", text):
-        assert "--require-hashes" in install or "--no-deps" in install, install
+    for install in re.findall(r"pip .*(?:install|wheel) .*", text):
+        assert re.search("--require-hashes|--no-index|--no-build-isolation", install), install
+    # After all that is copied, whose layers it would else spoil.
+    assert last.rindex("\nCOPY ") < last.index("\nARG COMMIT=") < last.index("\nRUN ") < last.index("${COMMIT}")
 
 
 @pytest.mark.parametrize("name", ["api", "train"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from containers import engine
 from containers.engine import GIGABYTE, Container
 from containers.test_api_image import BLUE, ask, eventually, free_port, serving
 from integration.bucket import BUCKET, Emulator
@@ -49,6 +50,7 @@ def test_it_trains_the_embedded_data_and_sends_what_the_server_serves(
     print(f"trained, exported and published in {took:.0f} s: val_Accuracy {story['metrics']['val_Accuracy']}")
     assert story["config"]["training"]["epochs"] == 3
     assert story["data"]["name"] == "digits"
+    assert (story["code"]["commit"], story["code"]["dirty"]) == (engine.COMMIT, None)
     assert checkpoint.stat().st_uid == 65534
     info = subprocess.run(
         [sys.executable, "-m", "mlops.cli", "info", told["MLOPS_PUBLISH"], "--json"],
