@@ -1,13 +1,13 @@
 """One trial after the other in a warm process: composed, checked and trained as `mlops.train` does, and kept alike."""
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,37 +73,47 @@ class TrialTrainer:
         from mlops.training.loop import DivergenceError
         from mlops.training.record import best_epoch
 
-        started, stopped, epochs, folder = time.monotonic(), False, 0, job.folder
+        started, stopped, folder = time.monotonic(), False, job.folder
+        history: list[dict[str, float]] = []
         os.environ.setdefault("WANDB_RUN_GROUP", self.group)
 
-        def after_epoch(metrics: Mapping[str, float], _digest: str) -> bool:
-            nonlocal stopped, epochs
-            epochs = int(metrics["epoch"])
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            best = best_epoch([json.loads(line) for line in lines], self.metric)
-            stopped = ask(Epoch(epochs, best[self.metric], epochs == config.training.epochs))
+        def ends_here(*, last: bool) -> bool:
+            nonlocal stopped
+            best = accumulate(history, lambda *two: best_epoch(two, self.metric))
+            steps = {int(now["epoch"]): so_far[self.metric] for now, so_far in zip(history, best, strict=True)}
+            stopped = ask(Epoch(steps, last))
             if stopped:
-                log.info(f"not among the best after epoch {epochs} (early_terminate): this trial ends here")
+                log.info(f"not among the best after epoch {max(steps)} (early_terminate): this trial ends here")
             return stopped
+
+        def after_epoch(metrics: Mapping[str, float], _digest: str) -> bool:
+            history.append(dict(metrics))
+            return ends_here(last=len(history) == config.training.epochs)
 
         folder.mkdir(parents=True, exist_ok=True)
         with _logged(folder / "train.log"), _held(folder):
             try:
                 config, run = self._begin(job, after_epoch)
-                say(Began(config.training.epochs))
-                from mlops.train import train
+                saved = read_metadata(folder / LAST) if (folder / LAST).exists() else None
+                history += saved["history"] if saved else []
+                say(Began(config.training.epochs, len(history)))
+                over = saved is not None and saved["resume"]["finished"]
+                # A stop may have come between the end of an epoch and the word about it: that is asked for again.
+                if not history or not ends_here(last=over or len(history) == config.training.epochs):
+                    from mlops.train import train
 
-                train(config, run)
+                    train(config, run)
             except MlopsError as error:
                 for problem in error.problems:
                     log.error(problem)
                 failure, seconds = "\n".join(error.problems), time.monotonic() - started
-                return Ended(seconds, {}, epochs, failure=failure, diverged=isinstance(error, DivergenceError))
+                diverged = isinstance(error, DivergenceError)
+                return Ended(seconds, {}, len(history), failure=failure, diverged=diverged)
             except Exception as error:
                 log.exception(one_line(error))
                 raise
-        metadata = read_metadata(folder / BEST)
-        return Ended(time.monotonic() - started, metadata["metrics"], len(metadata["history"]), stopped)
+        metrics = best_epoch(history, self.metric) if stopped else read_metadata(folder / BEST)["metrics"]
+        return Ended(time.monotonic() - started, metrics, len(history), stopped)
 
     def report(self, checkpoint: Path) -> None:
         """Write the report of a trial, into its run folder."""
@@ -133,9 +143,8 @@ class TrialTrainer:
             write_text(folder / ".hydra" / "config.yaml", _as_yaml(raw))
             # Last: with this the run can go on.
             resume.write_composed(folder, raw, overrides, sweep=True)
-        from mlops.train import check_targets
-
-        if not resumed and (problems := schema.check(raw) + check_targets(raw, self.allowed)):
+        # What it takes a network to know, the training itself checks; for all that can come up the sweep has before.
+        if not resumed and (problems := schema.check(raw) + schema.check_targets(raw, self.allowed)):
             raise MlopsError(problems)
         config = schema.load(raw)
         run = Run(

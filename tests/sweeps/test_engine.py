@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Player:
             file.write(f"{job.number} {os.getpid()}\n")
         (act,) = [text.partition("=")[2] for text in job.overrides if text.startswith("act=")]
         name, _, value = act.partition("-")
-        say(Began(EPOCHS))
+        say(Began(EPOCHS, 0))
         if name == "raise":
             raise RuntimeError("what nobody foresaw")
         if name == "exit":
@@ -59,7 +59,14 @@ class Player:
             return Ended(0.1, {}, 1, failure="the loss is nan", diverged=True)
         with stopping.deferred():  # as in training
             for epoch in range(1, EPOCHS + 1):
-                if ask(Epoch(epoch, float(value), epoch == EPOCHS)):
+                steps = dict.fromkeys(range(1, epoch + 1), float(value))
+                try:
+                    ends = ask(Epoch(steps, epoch == EPOCHS))
+                except BaseException as error:
+                    with self.notes.open("a") as file:
+                        file.write(f"{type(error).__name__}\n")
+                    raise
+                if ends:
                     return Ended(0.1, {}, epoch, stopped=True)
                 if name == "wait":
                     _sleep_until_asked_to_stop()
@@ -152,9 +159,11 @@ def play(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     stopping.listen()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert [
-        child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
-    ] == []
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended just now
+            left += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    assert left == []
 
 
 def test_one_worker_trains_trial_after_trial_and_a_crash_costs_it_alone(play: Callable[..., Stage]):
@@ -256,6 +265,17 @@ def test_a_worker_that_waits_for_an_answer_when_the_sweep_stops_does_not_hold_it
     started = time.monotonic()
     stage.place.close()  # which answers nobody
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.slow
+def test_a_worker_whose_sweep_has_ended_meets_no_error_in_its_trial(play: Callable[..., Stage]):
+    stage = play("ok-0.5")
+    worker = stage.place.worker(stage.place.slots[0])
+    worker.send("train", Job(0, ("act=ok-0.5",), Path("outputs/0")))
+    assert [type(worker.receive()) for _ in range(2)] == [Began, Epoch]
+    worker.connection.close()
+    assert worker.obituary() == "the worker ended with exit code 130"
+    assert stage.notes.read_text().splitlines()[1:] == ["SystemExit"]
 
 
 @pytest.mark.slow

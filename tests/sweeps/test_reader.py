@@ -441,7 +441,7 @@ def test_comparisons_without_end_are_not_counted_one_by_one(file: Path):
     start = time.process_time()
     stop = found(file, early_terminate={"type": "hyperband", "max_iter": 27, "s": 20_000}).early_stop
     assert stop == EarlyStop(1, 3, 3)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from mlops.sweeps import suggest
@@ -182,6 +184,27 @@ def test_stopping_early_ends_the_worse_trials_and_lets_the_best_run():
         0.50: 9, 0.90: 9, 0.10: 1, 0.20: 1, 0.95: 9, 0.40: 1, 0.60: 1, 0.30: 1, 0.91: 3, 0.55: 1, 0.05: 1, 0.97: 9
     }  # fmt: skip
     assert study.best_value == 0.97
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_stopping_early_is_that_of_optunas_own_pruner(direction: str):
+    random = Random(0)
+    curves = [[round(random.random(), 1) for _ in range(30)] for _ in range(60)]
+    optunas = SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
+    lengths = []
+    for pruner in (suggest.pruner(EarlyStop(2, 3)), optunas):
+        study = optuna.create_study(pruner=pruner, direction=direction)
+        lengths.append([run(study, curve) for curve in curves])
+    assert lengths[0] == lengths[1]
+    assert {2, 6, 18, 30} == set(lengths[0])
+
+
+def test_a_question_that_is_asked_again_about_the_same_epoch_has_the_same_answer():
+    study = opened(space({"x": Range(0, 1)}, early_stop=EarlyStop(2, 2)))
+    run(study, [0.9] * 3)
+    trial = study.ask()
+    trial.report(0.1, 2)
+    assert [trial.should_prune() for _ in range(3)] == [True] * 3
 
 
 def test_of_a_metric_that_is_to_fall_the_higher_is_the_worse():

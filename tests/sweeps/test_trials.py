@@ -231,14 +231,14 @@ def test_machines_that_start_one_sweep_at_the_same_moment_share_it(opened: Open,
 def test_every_end_of_a_trial_is_told_as_what_it_was(opened: Open):
     trials = opened()
     whole, stopped, diverged, failed, running = (ask(trials) for _ in range(5))
-    trials.report(whole, 1, 0.25, last=False)
-    trials.report(whole, 2, 0.5, last=True)
+    trials.report(whole, {1: 0.25}, last=False)
+    trials.report(whole, {2: 0.5}, last=True)
     complete(trials, whole, 0.5, val_loss=1.25, epoch=2)
-    trials.report(stopped, 1, 0.125, last=False)
+    trials.report(stopped, {1: 0.125}, last=False)
     trials.stop(stopped, metrics={}, seconds=0.5, epochs=1)
     trials.stop(diverged, metrics={}, seconds=0.5, epochs=0, failure="the loss is nan")
     trials.fail(failed, metrics={}, seconds=0.5, epochs=0, failure="one\ntwo")
-    trials.report(running, 1, 0.375, last=False)
+    trials.report(running, {1: 0.375}, last=False)
     rows = opened().rows()
     assert [row.state for row in rows] == ["complete", "stopped", "diverged", "failed", "running"]
     assert [row.value for row in rows] == [0.5, 0.125, None, None, 0.375]
@@ -269,7 +269,7 @@ def test_the_best_trial_is_the_best_of_the_complete_ones_in_the_direction_of_the
     for value in values:
         complete(trials, ask(trials), value)
     better = ask(trials)
-    trials.report(better, 1, 0.99 if metric == "val_Accuracy" else 0.01, last=False)
+    trials.report(better, {1: 0.99 if metric == "val_Accuracy" else 0.01}, last=False)
     trials.stop(better, metrics={}, seconds=0.5, epochs=1)
     found = trials.best()
     assert found is not None
@@ -288,23 +288,34 @@ def test_of_equally_good_trials_the_one_of_the_lowest_loss_is_the_best(opened: O
 def test_a_trial_that_is_not_among_the_best_stops_at_a_rung_and_never_at_its_last_epoch(opened: Open):
     trials = opened(space(early_stop=EarlyStop(2, 2)))
     good, bad = ask(trials), ask(trials)
-    assert [trials.report(good, epoch, 0.9, last=False) for epoch in (1, 2, 3)] == [False, False, False]
-    assert not trials.report(bad, 1, 0.1, last=False)
-    assert trials.report(bad, 2, 0.1, last=False)
-    assert not trials.report(ask(trials), 2, 0.1, last=True)
+    assert [trials.report(good, {epoch: 0.9}, last=False) for epoch in (1, 2, 3)] == [False, False, False]
+    assert not trials.report(bad, {1: 0.1}, last=False)
+    assert trials.report(bad, {2: 0.1}, last=False)
+    assert not trials.report(ask(trials), {2: 0.1}, last=True)
 
 
 def test_an_epoch_that_is_reported_again_after_a_restart_gets_the_same_answer(opened: Open):
     trials = opened(space(early_stop=EarlyStop(2, 2)))
     good, bad = ask(trials), ask(trials)
-    trials.report(good, 2, 0.9, last=False)
-    assert trials.report(bad, 2, 0.1, last=False)
+    trials.report(good, {2: 0.9}, last=False)
+    assert trials.report(bad, {2: 0.1}, last=False)
     # The sweep was killed before it could write that down.
     trials = opened(space(early_stop=EarlyStop(2, 2)))
     held = trials.unfinished([good.number])
     assert held is not None
     assert held.number == bad.number
-    assert trials.report(held, 2, 0.1, last=False)
+    assert trials.report(held, {2: 0.1}, last=False)
+
+
+def test_an_epoch_that_was_missed_at_a_stop_is_compared_by_its_own_value_and_not_by_that_of_a_later_one(opened: Open):
+    trials = opened(space(early_stop=EarlyStop(2, 2)))
+    good, late, next_one = ask(trials), ask(trials), ask(trials)
+    trials.report(good, {1: 0.5, 2: 0.5}, last=False)
+    trials.report(late, {1: 0.1}, last=False)
+    # It went on elsewhere, past the rung at 2, where it would have been stopped.
+    assert trials.report(late, {1: 0.1, 2: 0.1, 3: 0.9}, last=False)
+    assert trials.rows()[late.number].steps == {1: 0.1, 2: 0.1, 3: 0.9}
+    assert not trials.report(next_one, {1: 0.5, 2: 0.5}, last=False), "as good as the best at 2"
 
 
 DIFFERENCES = {

@@ -37,7 +37,7 @@ class Slot:
     held: Held | None = None
     epochs: int = 0
     epoch: int = 0
-    first: int | None = None
+    first: int = 0
     best: float | None = None
     began: float = 0.0
     training: float = 0.0
@@ -45,12 +45,12 @@ class Slot:
 
     def take(self, held: Held) -> None:
         """Begin with a trial."""
-        self.held, self.epochs, self.epoch, self.first, self.best = held, 0, 0, None, None
+        self.held, self.epochs, self.epoch, self.first, self.best = held, 0, 0, 0, None
         self.began = self.training = time.monotonic()
 
     def seconds_left(self) -> float | None:
         """Until the end of the trial, by its epochs so far; None before the first."""
-        done = self.epoch - (self.first or 0)
+        done = self.epoch - self.first
         return None if done < 1 else (time.monotonic() - self.training) / done * (self.epochs - self.epoch)
 
 
@@ -157,12 +157,12 @@ class Engine:
         if held is None or worker is None:
             return
         match said:
-            case Began(epochs):
-                slot.epochs, slot.training = epochs, time.monotonic()
-            case Epoch(epoch, best, last):
-                slot.first = epoch - 1 if slot.first is None else slot.first
-                slot.epoch, slot.best = epoch, best
-                worker.send("go on", self._trials.report(held, epoch, best, last=last))
+            case Began(epochs, done):
+                slot.epochs, slot.epoch, slot.first, slot.training = epochs, done, done, time.monotonic()
+            case Epoch(steps, last):
+                slot.epoch = max(steps)
+                slot.best = steps[slot.epoch]
+                worker.send("go on", self._trials.report(held, steps, last=last))
             case Ended():
                 self._note(slot, held, said)
 

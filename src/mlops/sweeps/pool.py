@@ -25,6 +25,8 @@ from mlops.errors import MlopsError
 # Seconds in which a worker that was told to stop saves its trial.
 STOP_SECONDS = 60.0
 LAST_LINES = 8
+# The exit code of a worker whose sweep has ended, which is no error of the trial.
+NOBODY_THERE = 130
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Began:
-    """A trial's training is about to begin."""
+    """A trial's training is about to begin, `done` of its epochs before: it goes on."""
 
     epochs: int
+    done: int
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """A trial has ended an epoch; the worker waits for the word whether it stops there."""
+    """A trial has ended an epoch; the worker waits for the word whether it stops there.
 
-    epoch: int
-    best: float
+    Args:
+        steps: the best value so far, by epoch, of all epochs until this one.
+    """
+
+    steps: Mapping[int, float]
     last: bool
 
 
@@ -186,8 +192,8 @@ def serve(connection: Connection, trainer: Trainer, log: Path, slot: int) -> Non
             return
         try:
             answer = _answer(trainer, connection, kind, arguments)
-        except (_NobodyThereError, KeyboardInterrupt):
-            # Or Ctrl-C, which the sweep has heard as well.
+        except KeyboardInterrupt:
+            # Ctrl-C, which the sweep has heard as well.
             raise SystemExit(130) from None
         except Exception:
             # Who knows what is left of CUDA, or of the memory: the next trial gets a new process.
@@ -196,10 +202,7 @@ def serve(connection: Connection, trainer: Trainer, log: Path, slot: int) -> Non
             lines = failure.strip().splitlines()[-LAST_LINES:]
             _say(connection, Ended(0, {}, 0, failure="\n".join(lines), crashed=True))
             raise SystemExit(1) from None
-        try:
-            _say(connection, answer)
-        except _NobodyThereError:
-            return
+        _say(connection, answer)
 
 
 def _answer(trainer: Trainer, connection: Connection, kind: str, arguments: Sequence[Any]) -> Message:
@@ -221,20 +224,16 @@ def _answer(trainer: Trainer, connection: Connection, kind: str, arguments: Sequ
         try:
             return bool(connection.recv()[1])
         except (EOFError, OSError):
-            raise _NobodyThereError from None
+            raise SystemExit(NOBODY_THERE) from None
 
     return trainer.train(arguments[0], partial(_say, connection), ask)
-
-
-class _NobodyThereError(Exception):
-    """The sweep has ended; not an error of the trial."""
 
 
 def _say(connection: Connection, message: Message) -> None:
     try:
         connection.send(message)
     except OSError:
-        raise _NobodyThereError from None
+        raise SystemExit(NOBODY_THERE) from None
 
 
 def _redirect(log: Path) -> None:

@@ -22,6 +22,13 @@ class EarlyStop:
     factor: int
     rungs: int | None = None
 
+    def is_rung(self, epoch: int) -> bool:
+        """Whether trials are compared after so many epochs."""
+        rung, at = 0, self.first
+        while at < epoch:
+            rung, at = rung + 1, at * self.factor
+        return at == epoch and (self.rungs is None or rung < self.rungs)
+
 
 @dataclass(frozen=True)
 class Space:

@@ -14,8 +14,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from mlops.data.keyed import key
@@ -92,11 +93,31 @@ def sampler(space: Space, seed: int) -> BaseSampler:
 
 
 def pruner(early_stop: EarlyStop | None) -> BasePruner:
-    """ASHA (Li et al., 2020): a trial goes on past a rung if it is among the best 1/factor that have come so far."""
-    if early_stop is None:
-        return NopPruner()
-    halving = SuccessiveHalvingPruner(min_resource=early_stop.first, reduction_factor=early_stop.factor)
-    return halving if early_stop.rungs is None else _AtMost(halving, early_stop)
+    """What tells whether a trial is worth going on with."""
+    return NopPruner() if early_stop is None else Halving(early_stop)
+
+
+class Halving(BasePruner):
+    """ASHA (Li et al., 2020): a trial goes on past a rung if it is among the best 1/factor that have come so far.
+
+    The answers are those of Optuna's SuccessiveHalvingPruner, which counts in the database how often it was asked and
+    so must not be asked twice about an epoch, nor miss one. This one only reads what was reported of the rung's epoch:
+    a sweep that was killed, or a question that was lost on its way, is asked again.
+    """
+
+    def __init__(self, early_stop: EarlyStop) -> None:
+        self._early_stop = early_stop
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial ends at the last epoch that was reported of it."""
+        epoch = trial.last_step
+        if epoch is None or not self._early_stop.is_rung(epoch):
+            return False
+        reported = [each.intermediate_values for each in study.get_trials(deepcopy=False)]
+        came = sorted(steps[epoch] for steps in reported if epoch in steps)
+        better = max(1, len(came) // self._early_stop.factor)
+        value = trial.intermediate_values[epoch]
+        return value < came[-better] if study.direction == StudyDirection.MAXIMIZE else value > came[better - 1]
 
 
 class Keyed(BaseSampler):
@@ -158,16 +179,3 @@ class _Grid(BaseSampler):
     ) -> Any:
         """Not needed: all parameters are relative."""
         raise NotImplementedError(param_name)
-
-
-class _AtMost(BasePruner):
-    """A pruner that is not asked any more once all rungs are behind a trial: W&B's `max_iter` and `s`."""
-
-    def __init__(self, inner: BasePruner, early_stop: EarlyStop) -> None:
-        self._inner = inner
-        self._last = early_stop.first * early_stop.factor ** ((early_stop.rungs or 1) - 1)
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial ends here."""
-        passed = [step for step in trial.intermediate_values if step >= self._last]
-        return len(passed) <= 1 and self._inner.prune(study, trial)

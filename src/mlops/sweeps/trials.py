@@ -38,7 +38,7 @@ SETTLE = 1.0
 NAMELESS = 60.0
 
 OWNER, HOST, FOLDER, ALIVE, OVERRIDES = "owner", "host", "folder", "alive", "overrides"
-METRICS, FAILURE, SECONDS, EPOCHS, ENDS = "metrics", "failure", "seconds", "epochs", "ends"
+METRICS, FAILURE, SECONDS, EPOCHS = "metrics", "failure", "seconds", "epochs"
 
 
 @dataclass(frozen=True)
@@ -161,19 +161,24 @@ class Trials:
         except UpdateFinishedTrialError:
             return False
 
-    def report(self, held: Held, epoch: int, best: float, *, last: bool) -> bool:
-        """Note the best value of a trial so far. Returns whether it is not worth going on, which the last epoch is."""
+    def report(self, held: Held, steps: Mapping[int, float], *, last: bool) -> bool:
+        """Note what a trial has reached. Returns whether it is not worth going on, which its last epoch always is.
+
+        Args:
+            steps: the best value so far, by epoch, with all epochs of the trial: a stop may have come before some of
+                them were noted, and other trials are compared with each.
+        """
 
         def note() -> bool:
-            known = self._storage.get_trial(held.trial._trial_id)
-            if epoch not in known.intermediate_values:
-                held.trial.report(best, epoch)
-            if last or ENDS in known.user_attrs:
-                return not last
-            # Optuna counts how often it was asked: whoever is killed before the trial has ended must not ask again.
-            if ends := held.trial.should_prune():
-                held.trial.set_user_attr(ENDS, True)
-            return bool(ends)
+            known = self._storage.get_trial(held.trial._trial_id).intermediate_values
+            ends = False
+            for epoch, best in sorted(steps.items()):
+                if epoch not in known:
+                    held.trial.report(best, epoch)
+                elif epoch != max(known):
+                    continue
+                ends = held.trial.should_prune() or ends
+            return ends and not last
 
         return self._patiently(note)
 
