@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,12 +205,31 @@ def test_operators_of_other_libraries_are_refused(change: Callable[[ModelProto],
         onnx_file.read(save(tmp_path / "m.onnx", made))
 
 
-@pytest.mark.parametrize("name", ["Loop", "Scan", "If"])
+@pytest.mark.parametrize("name", ["Loop", "Scan", "If", "SequenceMap"])
 def test_what_could_run_without_an_end_is_refused(name: str, tmp_path: Path):
     made = model()
     made.graph.node.append(helper.make_node(name, ["images"], ["unused"]))
     with pytest.raises(MlopsError, match=f"uses {name}, whose time no size tells"):
         onnx_file.read(save(tmp_path / "m.onnx", made))
+
+
+def test_a_good_model_that_onnxruntime_would_read_in_its_own_format_is_refused():
+    # These first bytes are two fields of ONNX, the version and a producer named ORTM; onnxruntime takes them for its own.
+    content = b"\x08\x09\x12\x04ORTM" + model().SerializeToString()
+    assert ModelProto.FromString(content).producer_name == "ORTM"
+    with pytest.raises(MlopsError, match=r"^m\.onnx: is of onnxruntime's own format"):
+        onnx_file.inspect(content, "m.onnx")
+
+
+def test_many_small_messages_take_no_memory_of_their_own():
+    content = model().SerializeToString() + _field(7, _field(1, b"") * 100_000)
+    tracemalloc.start()
+    try:
+        onnx_file.inspect(content, "here")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1_000_000
 
 
 def test_a_field_without_a_number_is_damage():

@@ -41,6 +41,7 @@ class OnnxModel:
         self.classes: list[str] = metadata["classes"]
         self.input: dict[str, Any] = metadata["input"]
         self.kind: Literal["images", "features"] = "features" if "features" in self.input else "images"
+        self._where = where
         self._session = start_session(content, where, threads)
         self._check(where)
 
@@ -59,9 +60,15 @@ class OnnxModel:
 
         Raises:
             ValueError: `given` is something else, or of a size that this model does not take.
+            MlopsError: the model fails when it runs.
         """
         self._check_given(given)
-        (found,) = self._session.run(["probabilities"], {self.kind: np.ascontiguousarray(given)})
+        try:
+            (found,) = self._session.run(["probabilities"], {self.kind: np.ascontiguousarray(given)})
+        except MemoryError:
+            raise
+        except Exception as error:  # onnxruntime has a dozen exceptions without a base of their own
+            raise MlopsError(f"{self._where}: cannot answer: {one_line(error)[:300]}") from error
         probabilities: Probabilities = found
         return probabilities
 

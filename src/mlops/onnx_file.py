@@ -21,8 +21,10 @@ from mlops.geometry import Filter, Resize
 FORMAT = 1
 # The operator sets that ONNX itself defines; "" is the short name of ai.onnx.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-# A network without them answers in a time that its size tells; `mlops export` writes none of them.
-_LOOPS = ("Loop", "Scan", "If")
+# All that have graphs of their own. A network without them answers in a time that its size tells.
+_LOOPS = ("Loop", "Scan", "If", "SequenceMap")
+# Bytes 4 to 8 of onnxruntime's own format. By them alone it decides to read a file so, and an ONNX file can have them.
+_OTHER_FORMAT = b"ORTM"
 # Of a checkpoint's input, and whether the model brings images to their size itself.
 _INPUT = {"height", "width", "channels", "mean", "std", "resize", "filter", "crop", "resizes"}
 # As `data.image_size`.
@@ -103,10 +105,14 @@ def check_safe(content: bytes, where: str) -> dict[str, str]:
     """Refuse a model that nobody should run, whoever wrote it. Returns its metadata, as it stands there.
 
     Raises:
-        MlopsError: it is damaged, keeps weights elsewhere, has operators that are none of ONNX, or loops.
+        MlopsError: it is damaged, of another format, keeps weights elsewhere, has operators that are none of ONNX, or
+            loops.
     """
+    if content[4:8] == _OTHER_FORMAT:
+        raise MlopsError(f"{where}: is of onnxruntime's own format (.ort), which is not read; export it as ONNX")
+    found = _Found({}, [], set(), set())
     try:
-        found = _walk(content)
+        _look("model", memoryview(content), found, 0)
     except (_DamagedError, UnicodeDecodeError) as error:
         raise MlopsError(f"{where}: is damaged or no ONNX file: {one_line(error)}") from error
     if not found.graphs or not found.opsets:
@@ -135,30 +141,27 @@ class _Found:
     external: bool = False
 
 
-def _walk(content: bytes) -> _Found:
-    found = _Found({}, [], set(), set())
-    waiting = [("model", memoryview(content), 0)]
-    while waiting:
-        kind, message, depth = waiting.pop()
-        if depth > _DEEPEST:
-            raise _DamagedError("messages in messages without an end")
-        found.graphs += kind == "graph"
-        for number, value in _fields(message):
-            if number in _INSIDE[kind]:
-                waiting.append((_INSIDE[kind][number], _bytes(value), depth + 1))
-            elif kind == "tensor":
-                # Whichever way says so: a list of places that is not empty, or a location other than "here".
-                found.external |= number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0)
-            elif kind == "node" and number == _NODE_DOMAIN:
-                found.domains.add(_text(value))
-            elif kind == "node" and number == _NODE_OPERATOR:
-                found.operators.add(_text(value))
-            elif kind == "model" and number == _MODEL_OPSET:
-                found.opsets.append(_text(dict(_fields(_bytes(value))).get(1, memoryview(b""))))
-            elif kind == "model" and number == _MODEL_METADATA:
-                entry = dict(_fields(_bytes(value)))
-                found.metadata[_text(entry.get(1, memoryview(b"")))] = _text(entry.get(2, memoryview(b"")))
-    return found
+def _look(kind: str, message: memoryview, found: _Found, depth: int) -> None:
+    """Add what a message and those inside of it hold to `found`."""
+    if depth > _DEEPEST:
+        raise _DamagedError("messages in messages without an end")
+    found.graphs += kind == "graph"
+    inside = _INSIDE[kind]
+    for number, value in _fields(message):
+        if number in inside:
+            _look(inside[number], _bytes(value), found, depth + 1)
+        elif kind == "tensor":
+            # Whichever way says so: a list of places that is not empty, or a location other than "here".
+            found.external |= number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0)
+        elif kind == "node" and number == _NODE_DOMAIN:
+            found.domains.add(_text(value))
+        elif kind == "node" and number == _NODE_OPERATOR:
+            found.operators.add(_text(value))
+        elif kind == "model" and number == _MODEL_OPSET:
+            found.opsets.append(_text(dict(_fields(_bytes(value))).get(1, memoryview(b""))))
+        elif kind == "model" and number == _MODEL_METADATA:
+            entry = dict(_fields(_bytes(value)))
+            found.metadata[_text(entry.get(1, memoryview(b"")))] = _text(entry.get(2, memoryview(b"")))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

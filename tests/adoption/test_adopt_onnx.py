@@ -35,6 +35,11 @@ SCALING = ("--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3")
 PLAIN = ("--input", "images:0-1", "--mean", "0", "--std", "1")
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order_of_tests() -> None:
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def network(
     *,
     shape: str = "N, 3, 8, 8",
@@ -509,6 +514,16 @@ def test_an_open_size_is_asked_for(adopt: Callable[..., Outcome]):
     assert "--size: is missing" in refused(adopt(file, *PLAIN))
     assert adopt(file, *PLAIN, "--size", "24").code == 0
     assert OnnxModel.read(Path("adopted.onnx")).input["height"] == 24
+
+
+def test_minus_one_is_an_open_side(adopt: Callable[..., Outcome]):
+    made = network()
+    for axis, side in enumerate((-1, 3, -1, -1)):
+        made.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    file = save(made)
+    assert "--size: is missing" in refused(adopt(file, *PLAIN))
+    assert adopt(file, *PLAIN, "--size", "24").code == 0
+    assert OnnxModel.read(Path("adopted.onnx")).predict(noise(2, 24, 24, 3)).shape == (2, 3)
 
 
 def test_a_model_of_ours_is_not_adopted_twice_and_no_file_replaced_unasked(adopt: Callable[..., Outcome]):

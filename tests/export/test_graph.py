@@ -16,6 +16,11 @@ RNG = np.random.default_rng(0)
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order_of_tests() -> None:
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def given(height: int = 24, width: int = 32, resize: str = "squash", filter_: str = "bilinear") -> dict:
     return {
         "height": height,

@@ -19,6 +19,11 @@ GIVEN = {
 IMAGES = RNG.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order_of_tests() -> None:
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def answer(model: onnx.ModelProto, name: str, given: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {name: given})[0]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import helper, numpy_helper, parser
+from onnx import ModelProto, helper, numpy_helper, parser
 
 COLOURS = ("blue", "green", "red")
 # Rows of the head: what speaks for a class in a mean red, green and blue.
@@ -78,3 +78,12 @@ def _write(path: Path, model: object, classes: Sequence[str], given: object, met
     helper.set_model_props(model, {key: json.dumps(value) for key, value in told.items()})
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def fails_when_it_runs(model: ModelProto) -> None:
+    """Change a model of `write_model` so that it loads, and then cannot compute any image: 3 numbers are no rows of 7."""
+    graph = model.graph
+    graph.initializer.extend(numpy_helper.from_array(np.array([-1, n]), name) for name, n in (("odd", 7), ("even", 3)))
+    graph.node.insert(2, helper.make_node("Reshape", ["sums", "odd"], ["torn"]))
+    graph.node.insert(3, helper.make_node("Reshape", ["torn", "even"], ["mended"]))
+    graph.node[4].input[0] = "mended"

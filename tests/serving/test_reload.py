@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from samples import png
 from serving.clients import Clients
-from serving.models import COLOURS, write_features, write_model
+from serving.models import COLOURS, fails_when_it_runs, write_features, write_model
 from serving.server import Server
 
 BLUE = png(1, colour=(20, 30, 220))
@@ -127,6 +129,7 @@ BAD: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
     "weights elsewhere": (lambda good, _: changed(good, external), "keeps weights in other files"),
     "foreign operators": (lambda good, _: changed(good, custom), "uses operators of evil.ops"),
     "no numbers": (lambda good, _: changed(good, no_number), "does not answer with probabilities"),
+    "no answers": (lambda good, _: changed(good, fails_when_it_runs), "cannot answer: "),
     "other classes": (
         lambda _, folder: another(folder, 8.0, "a", "b"), "ensemble both: m and m-1 do not know the same classes"
     ),
@@ -247,18 +250,82 @@ def test_a_reload_that_is_asked_for_answers_when_all_workers_have_it(tmp_path: P
         assert len([path for path in Path(kept, "models").rglob("*") if path.is_file()]) == 2
 
 
+def kill_while_it_loads(server: Server, loads: Callable[[], object]) -> None:
+    eventually(loads)
+    time.sleep(0.5)
+    assert loads(), "it has loaded it already"
+    ((_, worker),) = server.get(f"{server.admin}/health").json["workers"].items()
+    os.kill(worker["pid"], signal.SIGKILL)
+    eventually(lambda: not server.get(f"{server.admin}/health").json["workers"])
+
+
+def kills(server: Server) -> int:
+    return sum("ended: killed by SIGKILL" in line.get("message", "") for line in server.lines())
+
+
+# Its warm-up takes some ten seconds.
+SLOW: dict[str, Any] = {"work": 40}
+SLOWLY = "{batch: 1024, reload_seconds: 0.1, drain_seconds: 0}"
+KILLS = "ends the workers that load it; give the server more memory, or export a smaller model"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no signals for this")
+def test_a_new_file_that_ends_the_workers_that_load_it_is_refused_and_the_one_before_answers_on(tmp_path: Path):
+    good = version(write_model(tmp_path / "m.onnx"))
+    (tmp_path / "c.yaml").write_text(SLOWLY)
+    with Server(tmp_path, ("m.onnx", "--config", "c.yaml", "--reload")) as server:
+        replace(tmp_path / "m.onnx", another(tmp_path, 2.0, **SLOW))
+        slow = version(tmp_path / "m.onnx")
+        for _ in range(2):
+            # One that starts loads the last good one first.
+            kill_while_it_loads(server, lambda: state(server)["sha256"][:12] == slow and in_use(server) == {good})
+        eventually(lambda: state(server)["refused"] == KILLS)
+        eventually(lambda: server.get(f"{server.admin}/health").status == 200)
+        answer = server.send("/predict", ("a.png", BLUE))
+        assert (answer.status, answer.json["version"]) == (200, good)
+        assert server.get("/models/m").json["refused"] == KILLS
+        assert refusals(server) == [f"model m: refused: {KILLS}"]
+        # Whoever asks for it has it tried again; it is still known when that fails.
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.ask, "POST", f"{server.admin}/models/m/reload")
+            kill_while_it_loads(server, lambda: state(server)["refused"] is None and in_use(server) == {good})
+            assert (asked.result().status, asked.result().json["detail"]) == (409, KILLS)
+        os.utime(tmp_path / "m.onnx")
+        time.sleep(0.5)
+        assert (state(server)["refused"], kills(server)) == (KILLS, 3)
+        replace(tmp_path / "m.onnx", another(tmp_path, 3.0))
+        eventually(lambda: in_use(server) == {version(tmp_path / "m.onnx")})
+        assert state(server)["refused"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no signals for this")
+def test_a_first_file_that_ends_the_workers_that_load_it_is_503_until_there_is_another(tmp_path: Path):
+    write_model(tmp_path / "m.onnx", **SLOW)
+    (tmp_path / "c.yaml").write_text(SLOWLY)
+    with Server(tmp_path, ("m.onnx", "--config", "c.yaml", "--reload"), wait=False) as server:
+        for _ in range(2):
+            kill_while_it_loads(server, lambda: reachable(server) and in_use(server) == {None})
+        eventually(lambda: reachable(server) and server.get("/health/ready").json["detail"] == f"model m: {KILLS}")
+        assert server.send("/predict", ("a.png", BLUE)).status == 503
+        assert server.get(f"{server.admin}/health").json["detail"] == f"model m: {KILLS}"
+        write_model(tmp_path / "m.onnx")
+        eventually(lambda: server.get(f"{server.admin}/health").status == 200)
+        assert server.send("/predict", ("a.png", BLUE)).status == 200
+
+
+def reachable(server: Server) -> bool:
+    try:
+        return server.get("/health").status == 200
+    except HTTPError:  # it does not listen yet
+        return False
+
+
 def test_without_any_model_nothing_is_predicted_until_the_file_appears(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("{reload_seconds: 0.1, drain_seconds: 0}")
     with Server(tmp_path, ("--config", "c.yaml", "--reload"), wait=False) as server:
         eventually(lambda: server.get(f"{server.admin}/health").json["workers"])
-
-        def reachable() -> bool:
-            try:
-                return server.get("/health").status == 200
-            except HTTPError:  # it does not listen yet
-                return False
-
-        eventually(reachable)
+        eventually(lambda: reachable(server))
         answer = server.send("/predict", ("a.png", BLUE))
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) >= 1

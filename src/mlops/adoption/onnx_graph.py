@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper, parser, shape_inference
+from onnx import GraphProto, ModelProto, TensorProto, compose, helper, numpy_helper, parser, shape_inference
 
 from mlops.adoption.onnx_input import Taken
 from mlops.export import graph as graphs
@@ -94,7 +94,7 @@ def keep_output(model: ModelProto, name: str) -> None:
         if (current := waiting.pop()) not in needed:
             needed.add(current)
             if (node := makers.get(current)) is not None:
-                waiting += _reads(node)
+                waiting += node.input
     nodes = [node for node in graph.node if needed.intersection(node.output)]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [value for value in graph.output if value.name == name]
@@ -218,15 +218,3 @@ def _is_read(graph: GraphProto, name: str) -> bool:
 
 def _shape(value: onnx.ValueInfoProto) -> Sequence[int | None]:
     return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-
-
-def _reads(node: NodeProto) -> list[str]:
-    """All names that a node reads, those of graphs in its attributes included."""
-    found, waiting = [], [node]
-    while waiting:
-        current = waiting.pop()
-        found += list(current.input)
-        for attribute in current.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                waiting += list(graph.node)
-    return found

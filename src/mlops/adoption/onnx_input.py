@@ -124,7 +124,8 @@ def look_at_input(model: ModelProto, said: Said, where: str) -> Taken:
         named = shorten([value.name for value in inputs], 5) or "none"
         raise MlopsError(f"{where}: takes {len(inputs)} inputs ({named}); it must take one array; export it so")
     tensor = inputs[0].type.tensor_type
-    dims = [dim.dim_value or None for dim in tensor.shape.dim]
+    # Some exporters write -1 for what is open.
+    dims = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     kind = cast("Kind | None", {_IMAGE_RANK: "images", _FEATURE_RANK: "features"}.get(len(dims)))
     shown = f"{TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(str(dim or '?') for dim in dims)}]"
     known = _NUMBERS | ({TensorProto.UINT8} if kind == "images" else _WHOLE)

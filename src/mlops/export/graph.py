@@ -54,9 +54,9 @@ def assemble(network: ModelProto, given: Mapping[str, Any], num_classes: int, te
 def _preparation(given: Mapping[str, Any]) -> ModelProto:
     """Images as they are stored to pixels as the network takes them, float32 `[N, 3, height, width]`."""
     height, width = given["height"], given["width"]
-    sides = "H, W" if resizes(given["filter"]) else f"{height}, {width}"
-    resized, constants = ("images", {}) if not resizes(given["filter"]) else resizing(given)
-    steps = resized if resized != "images" else "resized = Identity (images)"
+    sides, steps, constants = f"{height}, {width}", "resized = Identity (images)", dict[str, Any]()
+    if resizes(given["filter"]):
+        sides, (steps, constants) = "H, W", resizing(given)
     model = parser.parse_model(
         f"""{_HEADER} prepare (uint8[N, {sides}, 3] images) => (float[N, 3, {height}, {width}] pixels) {{
             {steps}

@@ -208,7 +208,9 @@ def _open(path: Path, largest: int | None) -> OnnxModel:
         given = _example(model, count)
         try:
             rows = model.predict(given)
-        except Exception as error:  # whatever onnxruntime raises
+        except MlopsError:
+            raise
+        except Exception as error:  # no memory
             raise MlopsError(f"{path}: does not answer: {type(error).__name__}") from error
         if rows.shape != (count, len(model.classes)) or not np.isfinite(rows).all():
             raise MlopsError(f"{path}: does not answer with probabilities; export it again")
