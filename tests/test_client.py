@@ -341,17 +341,17 @@ def test_a_server_that_vanishes_in_mid_answer_is_asked_again(server: Server, clo
 def test_time_is_over_for_servers_that_are_silent_or_send_a_byte_now_and_then(server: Server):
     def drip(handler: Handler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(40):
+        for _ in range(200):
             time.sleep(0.05)
             handler.wfile.write(b" ")
 
     with Client(server.url, timeout=0.3, concurrency=1) as client:
-        for act in (drip, lambda handler: time.sleep(1)):
+        for act in (drip, lambda handler: time.sleep(10)):
             server.replies.append(Reply(act=act))
             start = time.monotonic()
             with pytest.raises(UnreachableError, match=r"no whole answer within 0\.3 s"):
                 client.predict(b"a")
-            assert time.monotonic() - start < 0.8
+            assert time.monotonic() - start < 5
 
 
 GOOD = prediction(None, "a")

@@ -121,7 +121,7 @@ class Browser:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20) -> None:
+    def wait(self, expression: str, seconds: float = 60) -> None:
         """Until the expression is true."""
         end = time.monotonic() + seconds
         while not self.js(f"Boolean({expression})"):
@@ -174,6 +174,15 @@ class Browser:
             (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]
         ]
         return [(role, name) for role, name in named if role in usable]
+
+    def invalid(self) -> list[str]:
+        """Names of the fields that screen readers call wrong."""
+        found = []
+        for node in self.call("Accessibility.getFullAXTree")["nodes"]:
+            told = {one["name"]: one["value"].get("value") for one in node.get("properties", [])}
+            if told.get("invalid") == "true":
+                found.append(node["name"]["value"])
+        return found
 
     def look(self, path: Path, *, whole: bool = True) -> None:
         """A picture of the page, or of what of it is on the screen."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -85,6 +86,16 @@ class Server:
         url = path if "://" in path else self.url + path
         found = self.http.request(method, url, body=body, headers=dict(headers or {}))
         return Answer(found.status, found.headers, found.data)
+
+    def until_it_answers(self) -> None:
+        """For a server that is not waited for: until somebody listens."""
+        end = time.monotonic() + 60
+        while True:
+            with suppress(urllib3.exceptions.HTTPError):
+                if self.get("/health").status == 200:
+                    return
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
 
     def send(self, path: str, *files: tuple[str, bytes], field: str = "file", **headers: str) -> Answer:
         """A form with files."""

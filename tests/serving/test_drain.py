@@ -5,12 +5,15 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from mlops.serving.worker import _rest
@@ -85,7 +88,7 @@ def test_sigterm_under_load_drops_no_request_and_leaves_nothing_behind(folder: P
 
 
 def test_connections_are_closed_with_a_word_and_readiness_fails_while_it_drains(folder: Path):
-    (folder / "c.yaml").write_text("drain_seconds: 1.5")
+    (folder / "c.yaml").write_text("drain_seconds: 30")
     with Server(folder, WORDS) as server:
         assert "connection" not in server.get("/health").headers
         server.process.send_signal(signal.SIGTERM)
@@ -93,6 +96,7 @@ def test_connections_are_closed_with_a_word_and_readiness_fails_while_it_drains(
         answer = server.send("/predict", ("a.png", BLUE))
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert server.get("/health/ready").json["detail"] == "the server is about to end"
+        server.process.send_signal(signal.SIGTERM)
         assert ended(server) == 143
 
 
@@ -187,8 +191,8 @@ def test_a_second_signal_ends_it_at_once(folder: Path, own_tmp: Path):
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: "ending: " in server.log.read_text())
         server.process.send_signal(signal.SIGTERM)
-        assert ended(server, 5) == 143
-        assert not any(map(runs, workers))
+        assert ended(server, 20) == 143
+        eventually(lambda: not any(map(runs, workers)))
 
 
 @pytest.mark.slow
@@ -248,3 +252,32 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(folder: Path):
         server.process.kill()
         ended(server)
         eventually(lambda: not any(map(runs, workers)))
+
+
+def test_the_folder_of_a_server_that_was_killed_goes_with_the_next_start(folder: Path, own_tmp: Path):
+    environment = {"TMPDIR": str(own_tmp)}
+    (folder / "c.yaml").write_text("drain_seconds: 3")
+    with Server(folder, WORDS, environment=environment) as server:
+        (worker,) = pids(server)
+        server.process.kill()
+        ended(server)
+        (left,) = own_tmp.iterdir()
+        words = ["serve", "absent.onnx", "--port", "0"]
+        command = [sys.executable, "-m", "mlops.cli", *words]
+        for there in (True, False):
+            assert left.is_dir()
+            subprocess.run(command, check=False, capture_output=True, cwd=folder, env={**os.environ, **environment})
+            assert left.is_dir() == there, "its worker uses it until it has ended"
+            eventually(lambda: not runs(worker))
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(folder: Path):
+    with Server(folder, WORDS, workers=2) as server:
+        supervisor = psutil.Process(server.process.pid)
+        before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
+        os.kill(supervisor.children()[0].pid, signal.SIGKILL)
+        eventually(lambda: "cannot be started: " in server.log.read_text())
+        assert server.send("/predict", ("a.png", BLUE)).status == 200
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+        eventually(lambda: server.get(f"{server.admin}/health").status == 200)

@@ -199,7 +199,8 @@ def test_a_burst_is_let_in_and_the_next_is_told_how_long_to_wait(tmp_path: Path)
     rates.take(1)  # another key's are its own
 
 
-def test_without_a_burst_a_key_may_save_up_a_second(tmp_path: Path):
+def test_without_a_burst_a_key_may_save_up_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     fast, slow = Rates(tmp_path / "fast", rate=5, burst=None), Rates(tmp_path / "slow", rate=0.01, burst=None)
     for _ in range(5):
         fast.take(0)

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from mlops.serving.logs import JsonFormatter, Lines, event
+from mlops.serving.logs import JsonFormatter, Lines
 
 
 class Clock:
@@ -53,12 +53,12 @@ def test_lines_are_written_together_and_soon():
     clock, stream = Clock(), io.StringIO()
     lines = Lines(clock.later, stream)
     for number in range(3):
-        lines.tell(event("request", number=number))
+        lines.tell(str(number))
     assert stream.getvalue() == ""
     ((seconds, flush),) = clock.waiting
     assert seconds <= 0.1
     flush()
-    assert [json.loads(line)["number"] for line in stream.getvalue().splitlines()] == [0, 1, 2]
+    assert stream.getvalue().splitlines() == ["0", "1", "2"]
     lines.tell("later")
     assert len(clock.waiting) == 2
 

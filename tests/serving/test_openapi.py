@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -67,6 +68,24 @@ def test_every_answer_is_as_described_whatever_is_asked(case: schemathesis.Case,
 def test_what_is_described_is_what_the_server_says(served: Server):
     assert served.get("/openapi.json").json == DESCRIBED
     assert served.get("/docs").status == 200
+
+
+def test_what_a_server_without_a_model_answers_is_described_too(tmp_path: Path):
+    with Server(tmp_path, (), wait=False) as server:
+        server.until_it_answers()
+        told = server.get("/openapi.json").json
+        found = set()
+        for path, operations in told["paths"].items():
+            if "get" not in operations:
+                continue
+            concrete = path.replace("{name}", "model").replace("{version}", "x")
+            responses = operations["get"]["responses"]
+            answer = server.get(concrete)
+            response = responses[str(answer.status)]
+            assert all(name in answer.headers for name in response["headers"]), path
+            assert answer.headers["Content-Type"] in response["content"], path
+            found.add(answer.status)
+    assert found == {200, 503}
 
 
 def test_routes_that_need_no_key_say_so_and_all_others_say_what_they_refuse_without():

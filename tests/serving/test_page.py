@@ -241,6 +241,21 @@ def test_an_answer_that_is_less_likely_than_not_is_no_more_than_perhaps(page: Br
 
 
 @in_browser
+def test_files_over_the_page_show_that_they_may_be_dropped_wherever_it_is_scrolled_to(page: Browser, tmp_path: Path):
+    page.show(1200, 300)
+    page.js("scrollTo(0, document.body.scrollHeight)")
+    page.wait("document.querySelector('#drop').getBoundingClientRect().bottom < 0")
+    frame = "getComputedStyle(document.querySelector('#drop'), '::after')"
+    assert page.js(f"{frame}.content") == "none"
+    page.drop(picture(tmp_path / "a.png"), until="dragOver")
+    page.wait(f"{frame}.position == 'fixed'")
+    assert page.js(f"[{frame}.inset, {frame}.borderTopStyle, {frame}.pointerEvents]") == ["0px", "solid", "none"]
+    page.drop(picture(tmp_path / "a.png"))
+    answered(page)
+    assert page.js(f"{frame}.content") == "none"
+
+
+@in_browser
 def test_a_copied_picture_is_pasted(page: Browser):
     page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     page.call("Page.bringToFront")
@@ -361,6 +376,12 @@ def test_models_that_are_not_chosen_are_not_asked(page: Browser, tmp_path: Path)
         "colours",
         "digits",
     ]
+    assert page.text(".verdict p").startswith("1 of 2 say so, ")
+    page.js("[...document.querySelectorAll('#asked input')].slice(1, 3).forEach((box) => box.click())")
+    page.choose("#files", picture(tmp_path / "c.png"))
+    answered(page, 2)
+    assert page.text(".verdict p").startswith("Both agree, ")
+    page.js("[...document.querySelectorAll('#asked input')].slice(1, 3).forEach((box) => box.click())")
     page.js("[...document.querySelectorAll('#asked input')].slice(0, 2).forEach((box) => box.click())")
     page.choose("#files", picture(tmp_path / "b.png"))
     page.sees("Choose at least one model to ask.", "#drop-wrong")
@@ -389,10 +410,12 @@ def test_a_model_of_numbers_has_a_form(page: Browser):
     page.js(f"{form}.requestSubmit()")
     page.sees("Number 1: needs a number.")
     assert page.js("document.activeElement.id") == "numbers-0"
+    assert page.invalid() == ["Number 1"]
     page.js("document.activeElement.value = '-1.5e0'")
     page.js(f"{form}.requestSubmit()")
     page.wait(f"{form}.nextElementSibling.querySelector('li') !== null")
     assert page.js(f"{form}.nextElementSibling.innerText").startswith("no\n50.0%")
+    assert page.invalid() == []
     assert '{"features":[[-1.5,0.5,0.5,0.5]]}' in page.js(f"{form}.nextElementSibling.textContent")
 
 
@@ -468,12 +491,14 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: Browser, guarded:
         browser.call("Input.insertText", text=word)
         browser.press("Enter")
 
+    assert browser.invalid() == []
     give("schlüssel")
     browser.sees("A key has no spaces and no such letters.", "#key-wrong")
+    assert browser.invalid() == ["This server asks for a key"]
     give("wrong")
     detail = server.ask("GET", "/models", headers={"Authorization": "Bearer wrong"}).json["detail"]
     browser.sees(detail, "#key-wrong")
-    assert browser.js("document.querySelector('#key').hasAttribute('aria-invalid')") is True
+    assert browser.invalid() == ["This server asks for a key"]
     give(key)
     browser.wait("document.querySelector('#lock').hidden && document.querySelector('#models article')")
     answered(browser)
@@ -551,6 +576,24 @@ def test_nothing_is_wider_than_the_screen_however_long_names_are(
     assert browser.js("getComputedStyle(document.querySelector('.touch')).display") == (
         "block" if width < 500 else "none"
     )
+
+
+@in_browser
+def test_fingers_find_every_control_and_phones_do_not_zoom_into_a_field(page: Browser, tmp_path: Path):
+    page.show(390, 844, touch=True)
+    page.choose("#files", picture(tmp_path / "a.png"))
+    answered(page)
+    page.js("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    controls = page.js("""[...document.querySelectorAll("a, button, .button, summary, fieldset label, input[type=text]")]
+        .filter((node) => node.checkVisibility() && !node.matches(".away"))
+        .map((node) => [node.innerText || node.id, node.getBoundingClientRect().height])""")
+    assert {"Clear", "Copy", "The API", "Take a photo", "The same with curl", "numbers-0"} <= {
+        name for name, _ in controls
+    }
+    assert [control for control in controls if control[1] < 44] == []
+    # Safari enlarges the page around a field whose letters are smaller.
+    sizes = "[...document.querySelectorAll('input[type=text], input[type=password], textarea')].map((node) => parseFloat(getComputedStyle(node).fontSize))"
+    assert min(page.js(sizes)) >= 16
 
 
 @in_browser

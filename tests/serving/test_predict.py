@@ -1,11 +1,13 @@
 """What the routes answer."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlops.client import Client, Prediction, Refused, ServerError
 from mlops.image import decode
 from mlops.inference import OnnxModel
 from mlops.serving.keys import new_key
@@ -219,6 +221,56 @@ def test_versions_and_health_are_told(served: Server):
     assert [*told] == ["version", "onnxruntime", "python"]
 
 
+# The project's own client.
+
+
+def test_our_client_understands_what_this_server_answers(served: Server, tmp_path: Path):
+    (tmp_path / "größe.png").write_bytes(GREEN)
+    with Client(served.url) as client:
+        assert client.health()
+        assert client.ready()
+        found = client.predict([BLUE, tmp_path / "größe.png"], top=2)
+        assert [(one.label, len(one.top), one.model) for one in found] == [
+            ("blue", 2, "colours"),
+            ("green", 2, "colours"),
+        ]
+        assert [one.label for one in client.features([[1, 1, 1, 1], [-1, 0, 0, 0]], model="numbers")] == ["yes", "no"]
+        told = client.models()
+        assert [(one.name, one.ready, one.kind) for one in told.models] == [
+            ("digits", True, "images"),
+            ("colours", True, "images"),
+            ("others", True, "images"),
+            ("numbers", True, "features"),
+        ]
+        versions = {one.name: one.version for one in told.models}
+        assert told.ensembles == {
+            "mean": {"colours": 0.5, "others": 0.5},
+            "weighted": {"colours": 0.75, "others": 0.25},
+        }
+        (mean,) = client.predict(RED, ensemble="mean")
+        assert (mean.label, mean.version) == ("red", f"{versions['colours']}+{versions['others']}")
+        good, bad = client.each([RED, b"no image"])
+        assert isinstance(good, Prediction)
+        assert isinstance(bad, Refused)
+        assert bad.reason.startswith("not an image of a known format")
+        # More than the eight files that this server takes in one request.
+        assert [one.label for one in client.predict([RED, BLUE] * 9)] == ["red", "blue"] * 9
+
+
+def test_our_client_is_told_why_a_model_is_not_there(tmp_path: Path):
+    with Server(tmp_path, (), wait=False) as server, Client(server.url, retries=0) as client:
+        server.until_it_answers()
+        end = time.monotonic() + 20
+        while (found := client.models()).models[0].refused is None:
+            assert time.monotonic() < end
+        (model,) = found.models
+        assert (model.name, model.ready, model.version, model.kind, model.classes) == ("model", False, None, None, ())
+        assert str(model.refused).startswith("models/latest/model.onnx: no such file")
+        assert not client.ready()
+        with pytest.raises(ServerError, match=r"503 .*no such file"):
+            client.predict(RED)
+
+
 # What there is not.
 
 
@@ -250,8 +302,15 @@ def test_a_method_that_a_route_does_not_take_is_told_which_it_does(served: Serve
         answer = served.ask(method, path)
         assert problem(answer, 405) == f"{method} is not taken here; allowed: {allowed}"
         assert answer.headers["Allow"] == allowed
-    answer = served.ask("HEAD", "/models")
-    assert (answer.status, answer.body) == (405, b"")
+
+
+def test_what_can_be_got_can_be_asked_for_its_head_alone(served: Server):
+    for path in ("/", "/models", "/version", "/openapi.json"):
+        head, whole = served.ask("HEAD", path), served.get(path)
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    answer = served.ask("HEAD", "/predict")
+    assert (answer.status, answer.headers["Allow"], answer.body) == (405, "POST", b"")
 
 
 def test_every_answer_has_an_id_and_the_callers_own_where_it_is_one(served: Server):

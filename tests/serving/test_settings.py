@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops.errors import MlopsError
-from mlops.serving.settings import Settings, check_address, is_local, read_settings
+from mlops.serving.settings import Settings, read_settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -188,22 +188,3 @@ def test_no_value_of_any_key_gets_past_as_anything_but_settings_or_a_problem(val
             except ValidationError:
                 continue
             assert isinstance(found, Settings)
-
-
-@pytest.mark.parametrize(
-    ("host", "port", "problem"),
-    [
-        ("localhost", 65536, "--port=65536: must be 0"),
-        ("localhost", -1, "--port=-1: must be 0"),
-        ("", 80, "--host='': must be a host name"),
-        ("a b", 80, "--host='a b': must be a host name"),
-    ],
-)
-def test_an_address_that_cannot_be_is_refused(host: str, port: int, problem: str):
-    with pytest.raises(MlopsError, match="^" + problem.replace("(", r"\(")):
-        check_address("port", host, port)
-
-
-def test_only_loopback_addresses_are_local():
-    assert [is_local(host) for host in ("127.0.0.1", "127.5.5.5", "::1", "localhost")] == [True] * 4
-    assert [is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5

@@ -13,7 +13,7 @@ import pytest
 from conftest import Command
 from mlops.errors import MlopsError
 from mlops.serving.settings import Settings
-from mlops.serving.start import complete, start
+from mlops.serving.start import complete, is_local, start
 from mlops.serving.worker_start import listening, reserved
 from samples import ROOT, png
 from serving.models import write_model
@@ -100,6 +100,7 @@ def test_all_that_is_wrong_is_said_at_once():
     ("listen", "workers", "problem"),
     [
         (("127.0.0.1", 70000, "127.0.0.1", None), 1, "--port=70000: must be 0 (any that is free) to 65535"),
+        (("127.0.0.1", -1, "127.0.0.1", None), 1, "--port=-1: must be 0 (any that is free) to 65535"),
         (("127.0.0.1", 65535, "127.0.0.1", None), 1, "--admin-port=65536: must be 0"),
         (("127.0.0.1", 8000, "127.0.0.1", 8000), 1, "--admin-port=8000: must be another than --port"),
         (("", 8000, "127.0.0.1", None), 1, "--host='': must be a host name or an address"),
@@ -115,6 +116,11 @@ def test_an_address_or_a_number_that_cannot_be_is_refused(
         start(["m.onnx"], None, None, listen, workers, default="latest.onnx", reload=False)
     (line,) = caught.value.problems
     assert line.startswith(problem)
+
+
+def test_only_loopback_addresses_are_local():
+    assert [is_local(host) for host in ("127.0.0.1", "127.5.5.5", "::1", "localhost")] == [True] * 4
+    assert [is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5
 
 
 def refused(folder: Path, *words: str) -> list[str]:

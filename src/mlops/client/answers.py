@@ -57,11 +57,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as a server tells of it. `kind`: images or features; `refused`: why a newer file of it was not taken."""
+    """A model as a server tells of it. `kind`: images or features; `refused`: why the file that is there is not in use.
+
+    Of one that has not been loaded yet, which is not `ready`, there is no more than its name and that reason.
+    """
 
     name: str
-    version: str
-    kind: str
+    version: str | None
+    kind: str | None
     classes: tuple[str, ...]
     input: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -120,21 +123,24 @@ def predictions(told: Any, files: Sequence[str | None]) -> list[Prediction]:
 
 def served(told: Any) -> Served:
     """The models and ensembles of an answer."""
-    models = [
-        Model(
-            _text(one["name"]),
-            _text(one["version"]),
-            _text(one["kind"]),
-            tuple(map(_text, one["classes"])),
-            dict(one.get("input") or {}),
-            dict(one.get("metrics") or {}),
-            bool(one.get("ready", True)),
-            one.get("refused"),
-        )
-        for one in told["models"]
-    ]
     ensembles = {_text(one["name"]): dict(one["members"]) for one in told.get("ensembles") or []}
-    return Served(told.get("default"), tuple(models), ensembles)
+    return Served(told.get("default"), tuple(map(_model, told["models"])), ensembles)
+
+
+def _model(told: Any) -> Model:
+    name, refused = _text(told["name"]), told.get("refused")
+    if not told["ready"]:
+        return Model(name, None, None, (), {}, {}, False, refused)
+    return Model(
+        name,
+        _text(told["version"]),
+        _text(told["kind"]),
+        tuple(map(_text, told["classes"])),
+        dict(told.get("input") or {}),
+        dict(told.get("metrics") or {}),
+        True,
+        refused,
+    )
 
 
 def versions(told: Any) -> dict[str, str]:

@@ -141,7 +141,12 @@ def _protocol_routes(app: FastAPI, service: Service, gate: Gate) -> None:
         noted(request, "/v2/health/live")
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready", tags=["Open Inference Protocol"], summary="Whether every model answers")
+    @app.get(
+        "/v2/health/ready",
+        tags=["Open Inference Protocol"],
+        summary="Whether every model answers",
+        responses=openapi.NOT_READY,
+    )
     async def ready(request: Request) -> JSONResponse:
         noted(request, "/v2/health/ready")
         _check_ready(shelf, gate)
@@ -183,7 +188,7 @@ def _check_ready(shelf: Shelf, gate: Gate) -> None:
 
 def _other_routes(app: FastAPI, shelf: Shelf, gate: Gate) -> None:
     def noted(request: Request) -> None:
-        request.scope["notes"].route = request.url.path
+        request.scope["notes"].route = request.scope["path"]
 
     @app.get("/health", tags=["health"], summary="Whether the process answers")
     @app.get("/health/live", tags=["health"], summary="Whether the process answers")
@@ -226,14 +231,14 @@ def _refused(request: Request, error: Exception) -> Response:
         problem = Problem(error.status_code, _detail(request, error), error.headers)
     else:
         problem = Problem(500, "a fault of this server; its log has it")
-    protocol = notes.protocol or request.url.path.startswith("/v2/")
+    protocol = notes.protocol or request.scope["path"].startswith("/v2/")
     body, headers = problem.answer(notes.request_id, protocol=protocol)
     return Response(body, problem.status, headers)
 
 
 def _detail(request: Request, error: HTTPException) -> str:
     if error.status_code == 404:
-        return f"no route {request.url.path[:100]}; GET /docs shows them"
+        return f"no route {request.scope['path'][:100]}; GET /docs shows them"
     if error.status_code == 405:
         return f"{request.method} is not taken here; allowed: {(error.headers or {}).get('Allow', 'GET')}"
     return str(error.detail)

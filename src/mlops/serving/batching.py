@@ -179,17 +179,17 @@ class Batcher:
     def _compute(self, jobs: list[_Job], size: int) -> list[tuple[_Job, Any]]:
         """Answers for jobs of one shape, computed `size` rows at once."""
         arrays = [job.array for job in jobs if job.array is not None]
-        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         try:
+            joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             parts = [self._model.predict(joined[at : at + size]) for at in range(0, len(joined), size)]
-        except Exception as error:  # whatever onnxruntime raises
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        except Exception as error:  # whatever onnxruntime raises, or no memory
             if len(jobs) > 1:  # the others need not fail for one
                 return [answer for job in jobs for answer in self._compute([job], size)]
             log.warning(f"the model cannot compute a request: {one_line(error)}")
             if isinstance(error, MemoryError):
                 return [(jobs[0], Problem(503, "no memory for this now; send it again later", {"Retry-After": "1"}))]
             return [(jobs[0], Problem(422, "the model cannot compute this"))]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         answers, at, finite = list[tuple[_Job, Any]](), 0, bool(np.isfinite(rows).all())
         for job in jobs:
             mine = rows[at : at + job.count]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -72,8 +71,3 @@ class Lines:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
-
-
-def event(name: str, **told: object) -> str:
-    """A line for an event that is not logged by a logger."""
-    return json.dumps({"time": round(time.time(), 3), "level": "info", "event": name, **told})

@@ -9,122 +9,101 @@ from fastapi.openapi.utils import get_openapi
 from mlops.serving.gate import OPEN
 from mlops.serving.settings import Settings
 
-_PROBLEM = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "request_id"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong, and what to do"},
-        "request_id": {"type": "string"},
-    },
-}
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+def _object(must: dict[str, Any], may: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object with all the keys of `must`, and perhaps some of `may`."""
+    return {"type": "object", "required": [*must], "properties": {**must, **(may or {})}}
+
+
+def _list(items: dict[str, Any], least: int = 0) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+_TEXT, _FLAG, _ANY = {"type": "string"}, {"type": "boolean"}, {"type": "object"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_COUNT = {"type": "integer", "minimum": 0}
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
-_CHOICE = {
-    "type": "object",
-    "required": ["class", "probability"],
-    "properties": {"class": {"type": "string"}, "probability": _PROBABILITY},
-}
-_PREDICTION = {
-    "type": "object",
-    "required": ["file", "class", "probability", "top"],
-    "properties": {
-        "file": {"type": ["string", "null"], "description": "Its name in the form; null without one"},
-        "class": {"type": "string"},
-        "probability": _PROBABILITY,
-        "top": {"type": "array", "items": {"$ref": "#/components/schemas/Choice"}},
-    },
-}
-_ANSWER = {
-    "type": "object",
-    "required": ["predictions", "milliseconds"],
-    "properties": {
-        "model": {"type": "string"},
-        "version": {"type": "string", "description": "The beginning of the SHA-256 of the model's file"},
-        "ensemble": {"type": "string"},
-        "models": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["model", "version"],
-                "properties": {"model": {"type": "string"}, "version": {"type": "string"}},
-            },
-        },
-        "predictions": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Prediction"}},
-        "milliseconds": {"type": "number", "minimum": 0},
-    },
-}
-_NULLABLE_TEXT = {"type": ["string", "null"]}
-_MODEL = {
-    "type": "object",
-    "required": ["name", "ready", "refused"],
-    "description": "Of one that has not been loaded yet, only name, ready and refused are there",
-    "properties": {
-        "name": {"type": "string"},
-        "ready": {"type": "boolean"},
-        "refused": {**_NULLABLE_TEXT, "description": "Why the file that is there now is not in use"},
-        "version": {"type": "string"},
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "kind": {"enum": ["images", "features"]},
-        "classes": {"type": "array", "items": {"type": "string"}},
-        "input": {"type": "object"},
-        "waiting": {"type": "integer", "minimum": 0, "description": "Images that wait in front of it"},
-        "checkpoint": _NULLABLE_TEXT,
-        "metrics": {"type": ["object", "null"]},
-        "created": _NULLABLE_TEXT,
-    },
-}
-_MODELS = {
-    "type": "object",
-    "required": ["default", "models", "ensembles"],
-    "properties": {
-        "default": _NULLABLE_TEXT,
-        "models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
-        "ensembles": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "members"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "members": {"type": "object", "additionalProperties": _PROBABILITY},
-                },
-            },
-        },
-    },
-}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SCHEMAS = {
-    "Problem": _PROBLEM,
-    "Choice": _CHOICE,
-    "Prediction": _PREDICTION,
-    "Answer": _ANSWER,
-    "Model": _MODEL,
-    "Models": _MODELS,
-    "ProtocolError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+    "Problem": _object(
+        {
+            "type": _TEXT,
+            "title": _TEXT,
+            "status": {"type": "integer"},
+            "detail": {**_TEXT, "description": "What is wrong, and what to do"},
+            "request_id": _TEXT,
+        }
+    ),
+    "ProtocolError": _object({"error": _TEXT}),
+    "Choice": _object({"class": _TEXT, "probability": _PROBABILITY}),
+    "Prediction": _object(
+        {
+            "file": {**_TEXT_OR_NULL, "description": "Its name in the form; null without one"},
+            "class": _TEXT,
+            "probability": _PROBABILITY,
+            "top": _list(_ref("Choice")),
+        }
+    ),
+    "Answer": _object(
+        {"predictions": _list(_ref("Prediction"), 1), "milliseconds": {"type": "number", "minimum": 0}},
+        {
+            "model": _TEXT,
+            "version": {**_TEXT, "description": "The beginning of the SHA-256 of the model's file"},
+            "ensemble": _TEXT,
+            "models": _list(_object({"model": _TEXT, "version": _TEXT})),
+        },
+    ),
+    "Model": {
+        **_object(
+            {
+                "name": _TEXT,
+                "ready": _FLAG,
+                "refused": {**_TEXT_OR_NULL, "description": "Why the file that is there now is not in use"},
+            },
+            {
+                "version": _TEXT,
+                "sha256": {**_TEXT, "pattern": "^[0-9a-f]{64}$"},
+                "kind": {"enum": ["images", "features"]},
+                "classes": _list(_TEXT),
+                "input": _ANY,
+                "waiting": {**_COUNT, "description": "Images that wait in front of it"},
+                "checkpoint": _TEXT_OR_NULL,
+                "metrics": {"type": ["object", "null"]},
+                "data": {"type": ["object", "null"]},
+                "created": _TEXT_OR_NULL,
+            },
+        ),
+        "description": "Of one that has not been loaded yet, only name, ready and refused are there",
+    },
+    "Models": _object(
+        {
+            "default": _TEXT_OR_NULL,
+            "models": _list(_ref("Model")),
+            "ensembles": _list(
+                _object({"name": _TEXT, "members": {"type": "object", "additionalProperties": _PROBABILITY}})
+            ),
+        }
+    ),
 }
-
-
-def _words(*keys: str) -> dict[str, Any]:
-    return {"type": "object", "required": list(keys), "properties": {key: {"type": "string"} for key in keys}}
-
-
-def _flag(key: str) -> dict[str, Any]:
-    return {"type": "object", "required": [key], "properties": {key: {"type": "boolean"}}}
-
-
 # What FastAPI's own routes answer with 200.
 _ANSWERS = {
-    "/health": _words("status"),
-    "/health/live": _words("status"),
-    "/health/ready": _words("status"),
-    "/version": _words("version", "onnxruntime", "python"),
-    "/models": {"$ref": "#/components/schemas/Models"},
-    "/models/{name}": {"$ref": "#/components/schemas/Model"},
-    "/v2": _words("name", "version"),
-    "/v2/health/live": _flag("live"),
-    "/v2/health/ready": _flag("ready"),
+    "/health": _object({"status": _TEXT}),
+    "/health/live": _object({"status": _TEXT}),
+    "/health/ready": _object({"status": _TEXT}),
+    "/version": _object({"version": _TEXT, "onnxruntime": _TEXT, "python": _TEXT}),
+    "/models": _ref("Models"),
+    "/models/{name}": _ref("Model"),
+    "/v2": _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
+    "/v2/health/live": _object({"live": _FLAG}),
+    "/v2/health/ready": _object({"ready": _FLAG}),
 }
 _REFUSALS = {
     400: "A broken form or JSON",
@@ -141,8 +120,12 @@ _REFUSALS = {
 
 
 def _refusal(description: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+    return {"description": description, "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+
+
+def _responses(description: str, content: dict[str, Any], refusals: Iterable[int] = _REFUSALS) -> dict[str, Any]:
+    told = {"200": {"description": description, "content": content}}
+    return {**told, **{str(status): _refusal(_REFUSALS[status]) for status in refusals}}
 
 
 NOT_READY: dict[int | str, dict[str, Any]] = {503: _refusal("Not every model answers, and why")}
@@ -155,7 +138,7 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
         told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         paths = told.setdefault("paths", {})
         for path, schema in _ANSWERS.items():
-            paths[path]["get"]["responses"]["200"]["content"] = {"application/json": {"schema": schema}}
+            paths[path]["get"]["responses"]["200"]["content"] = _json(schema)
         paths |= _asked(settings) | _protocol(settings)
         components = told.setdefault("components", {})
         components.setdefault("schemas", {}).update(_SCHEMAS)
@@ -185,12 +168,12 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
             responses.setdefault(str(status), _refusal(_REFUSALS[status]))
     for status, response in responses.items():
         if status != "200" and path.startswith("/v2/"):
-            response["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
-        headers = response["headers"] = {"X-Request-ID": {"required": True, "schema": {"type": "string"}}}
+            response["content"] = _json(_ref("ProtocolError"))
+        headers = response["headers"] = {"X-Request-ID": {"required": True, "schema": _TEXT}}
         if status in {"429", "503"}:
             headers["Retry-After"] = {"required": True, "schema": {"type": "integer", "minimum": 1}}
         if status == "401":
-            headers["WWW-Authenticate"] = {"required": True, "schema": {"type": "string"}}
+            headers["WWW-Authenticate"] = {"required": True, "schema": _TEXT}
 
 
 def _asked(settings: Settings) -> dict[str, Any]:
@@ -207,14 +190,14 @@ def _asked(settings: Settings) -> dict[str, Any]:
 
 
 def _name(known: Iterable[str]) -> dict[str, Any]:
-    return {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": [*known]}}
+    return {"name": "name", "in": "path", "required": True, "schema": {**_TEXT, "enum": [*known]}}
 
 
 def _protocol(settings: Settings) -> dict[str, Any]:
     """The routes of the Open Inference Protocol that are asked of a model; the protocol itself says more."""
     if not settings.models:
         return {}
-    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    version = {"name": "version", "in": "path", "required": True, "schema": _TEXT}
     told: dict[str, Any] = {}
     for place, more in (("", []), ("/versions/{version}", [version])):
         parameters, end = [_name(settings.models), *more], "_version" if more else ""
@@ -225,10 +208,7 @@ def _protocol(settings: Settings) -> dict[str, Any]:
                     "summary": summary,
                     "operationId": f"v2_model{tail.replace('/', '_')}{end}",
                     "parameters": parameters,
-                    "responses": {
-                        "200": _json_answer(summary, {"type": "object", "required": ["name"]}),
-                        **{str(status): _refusal(_REFUSALS[status]) for status in (404, 503)},
-                    },
+                    "responses": _responses(summary, _json(_object({"name": _TEXT})), (404, 503)),
                 }
             }
         told[f"/v2/models/{{name}}{place}/infer"] = {"post": _infer(f"v2_infer{end}", parameters)}
@@ -236,39 +216,15 @@ def _protocol(settings: Settings) -> dict[str, Any]:
 
 
 def _infer(operation: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "required": ["name", "datatype", "shape"],
-        "properties": {
-            "name": {"type": "string"},
-            "datatype": {"type": "string"},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "data": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-    }
-    request = {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
-            "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
-            "parameters": {"type": "object"},
-        },
-    }
-    answer = {
-        "type": "object",
-        "required": ["model_name", "model_version", "outputs"],
-        "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "id": {"type": "string"},
-            "outputs": {"type": "array", "minItems": 1, "items": tensor},
-        },
-    }
-    answered = _json_answer("The probabilities, or their highest classes", answer)
-    answered["content"]["application/octet-stream"] = _BINARY
+    tensor = _object(
+        {"name": _TEXT, "datatype": _TEXT, "shape": _list(_COUNT)}, {"data": {"type": "array"}, "parameters": _ANY}
+    )
+    request = _object(
+        {"inputs": {**_list(tensor, 1), "maxItems": 1}},
+        {"id": _TEXT, "outputs": _list(_object({"name": _TEXT})), "parameters": _ANY},
+    )
+    answer = _object({"model_name": _TEXT, "model_version": _TEXT, "outputs": _list(tensor, 1)}, {"id": _TEXT})
+    either = {**_json(answer), "application/octet-stream": _BINARY}
     return {
         "tags": ["Open Inference Protocol"],
         "summary": "Ask a model",
@@ -277,25 +233,15 @@ def _infer(operation: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": "With binary tensor data, Inference-Header-Content-Length says where its JSON ends",
-            "content": {"application/json": {"schema": request}, "application/octet-stream": _BINARY},
+            "content": {**_json(request), "application/octet-stream": _BINARY},
         },
-        "responses": {"200": answered, **{str(status): _refusal(text) for status, text in _REFUSALS.items()}},
+        "responses": _responses("The probabilities, or their highest classes", either),
     }
-
-
-def _json_answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def _predict(summary: str, operation: str, field: str, *parameters: dict[str, Any]) -> dict[str, Any]:
     file = {"type": "string", "format": "binary", "description": "An image; the field may be there several times"}
-    form = {
-        "type": "object",
-        "required": [field],
-        "properties": {field: {"type": "array", "minItems": 1, "items": file}},
-    }
-    rows = {"type": "array", "minItems": 1, "items": {"type": "array", "items": {"type": "number"}}}
-    features = {"type": "object", "required": ["features"], "properties": {"features": rows}}
+    features = _object({"features": _list(_list({"type": "number"}), 1)})
     top = {
         "name": "top",
         "in": "query",
@@ -311,16 +257,13 @@ def _predict(summary: str, operation: str, field: str, *parameters: dict[str, An
             "requestBody": {
                 "required": True,
                 "content": {
-                    "multipart/form-data": {"schema": form},
+                    "multipart/form-data": {"schema": _object({field: _list(file, 1)})},
                     "image/png": _BINARY,
                     "image/jpeg": _BINARY,
                     "application/octet-stream": _BINARY,
-                    "application/json": {"schema": features},
+                    **_json(features),
                 },
             },
-            "responses": {
-                "200": _json_answer("The likeliest classes of each image", {"$ref": "#/components/schemas/Answer"}),
-                **{str(status): _refusal(text) for status, text in _REFUSALS.items()},
-            },
+            "responses": _responses("The likeliest classes of each image", _json(_ref("Answer"))),
         }
     }

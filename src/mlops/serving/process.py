@@ -24,6 +24,7 @@ class Process:
         started: when, by the clock of `time.monotonic`.
         listening: whether it takes connections yet.
         loaded: model -> SHA-256 of the file in use.
+        loading: the snapshot that it is loading.
         tried: model -> the last snapshot that it has tried, and why that is not in use.
     """
 
@@ -31,6 +32,7 @@ class Process:
         """Start it: it keeps its counts in `metrics`, and is told the line `first`."""
         self.number, self.started, self.listening = number, time.monotonic(), False
         self.loaded: dict[str, str] = {}
+        self.loading: str | None = None
         self.tried: dict[str, tuple[str, str | None]] = {}
         self._metrics, self._events = metrics, events
         # Lines that it is to be told; None ends that.

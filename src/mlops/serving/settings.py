@@ -1,7 +1,5 @@
 """What `mlops serve` may be told: the schema of its YAML file, every check that needs no model, and their defaults."""
 
-import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +12,7 @@ from mlops.files import check_regular
 from mlops.image import FORMATS
 
 # Of models and ensembles: they stand in paths, logs and metrics.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
 # Routes of our own, which no alias may take.
 _OURS = (
@@ -190,7 +188,7 @@ class Settings(_Strict):
 
 def is_name(name: str) -> bool:
     """Whether a model may be called so."""
-    return NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
@@ -244,30 +242,3 @@ def _problem(one: Any) -> str:
     if one["type"] in {"dict_type", "model_type"}:
         return f"{place}{shown}: must be a map of settings"
     return f"{place}{shown}: {message[:1].lower()}{message[1:]}" if place else message
-
-
-def check_address(option: str, host: str, port: int) -> None:
-    """Raise where `host` and `port` cannot be an address.
-
-    Raises:
-        MlopsError: so.
-    """
-    if not 0 <= port <= 65535:
-        raise MlopsError(f"--{option}={port}: must be 0 (any that is free) to 65535")
-    if not host or any(letter.isspace() for letter in host):
-        raise MlopsError(f"--{option.replace('port', 'host')}={host!r}: must be a host name or an address")
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def default_workers() -> int:
-    """One for each processor that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,10 +7,9 @@ import contextlib
 import logging
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mlops.errors import MlopsError, one_line
-from mlops.serving import admin, logs
+from mlops.serving import admin
 from mlops.serving.process import Events, Process
-from mlops.serving.settings import Settings, is_local
+from mlops.serving.settings import Settings
 from mlops.serving.sources import Snapshot, Source
 from mlops.serving.worker_start import Start, reserved
 
@@ -30,6 +29,9 @@ log = logging.getLogger("mlops.serving.server")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 # As often may workers die before one has ever listened.
 _MOST_STILLBORN = 3
+# As many workers may end while they load a snapshot that none has loaded yet.
+_MOST_KILLED = 2
+_KILLS = "ends the workers that load it; give the server more memory, or export a smaller model"
 
 
 class Supervisor:
@@ -50,7 +52,12 @@ class Supervisor:
         self._changed = threading.Condition()
         # The last snapshots that a worker has loaded: one that starts later must answer, whatever came since.
         self._good: dict[str, Snapshot] = {}
-        (folder / "metrics").mkdir()
+        # Path of a snapshot -> workers that ended while they loaded it.
+        self._killed = Counter[str]()
+        self._stillborn = 0
+        # Of workers that ended: number -> when to start it again, and how long to wait the next time.
+        self._revive: dict[int, float] = {}
+        self._pauses = defaultdict[int, float](lambda: _FIRST_PAUSE)
         self._sources = {}
         problems = []
         for number, (name, where) in enumerate(settings.models.items()):
@@ -79,9 +86,7 @@ class Supervisor:
             other = admin.start(admin_host, addresses.admin_port, self._folder / "metrics", self)
             where = f"http://{_bracketed(admin_host)}:{other}"
             log.info(f"{self._url}: starting, {workers} workers; administration: {where}")
-            if not is_local(admin_host):
-                log.warning(f"--admin-host={admin_host}: administration asks for no key; keep others out of there")
-            with _on_signals(lambda number: self._events.put(("signal", number))):
+            with on_signals(lambda number: self._events.put(("signal", number))):
                 try:
                     for number in range(workers):
                         self._spawn(number)
@@ -99,13 +104,13 @@ class Supervisor:
         """The workers, and whether all of them have all models."""
         workers = {str(worker.number): {"pid": worker.pid, "ready": self._ready(worker)} for worker in self._all()}
         waiting = [number for number, told in workers.items() if not told["ready"]]
-        if missing := [source for source in self._sources.values() if source.snapshot is None]:
-            reason = "; ".join(f"model {source.name}: {source.refused}" for source in missing)
+        if refused := [told for told in self.models() if told["refused"] and told["name"] not in self._good]:
+            reason = "; ".join(f"model {told['name']}: {told['refused']}" for told in refused)
         elif waiting:
             reason = f"workers that are not ready: {', '.join(waiting)}"
         else:
             reason = f"workers that are there: {len(workers)} of {self._number}"
-        ready = len(workers) == self._number and not waiting and not missing
+        ready = len(workers) == self._number and not waiting
         return {"ready": ready, "reason": None if ready else reason, "workers": workers}
 
     def models(self) -> list[dict[str, Any]]:
@@ -139,9 +144,8 @@ class Supervisor:
     def _pending(self, source: Source) -> bool:
         """Whether a worker has yet to say what it thinks of the last snapshot."""
         wanted = source.snapshot and str(source.snapshot.path)
-        return wanted is not None and any(
-            worker.tried.get(source.name, ("", None))[0] != wanted for worker in self._all()
-        )
+        tried = [worker.tried.get(source.name, ("", None))[0] for worker in self._all()]
+        return wanted is not None and tried != [wanted] * self._number
 
     def _refusal(self, source: Source) -> str | None:
         return next((reason for worker in self._all() if (reason := worker.refusal(source.name))), None)
@@ -181,10 +185,9 @@ class Supervisor:
                     log.error(f"model {source.name}: refused: {source.refused}")
                     self._events.put(("state", source))
 
-    def _load(self, worker: Process, source: Source) -> None:
-        if source.snapshot is not None:
-            told = {"path": str(source.snapshot.path), "sha256": source.snapshot.sha256}
-            worker.say({"do": "load", "name": source.name, **told})
+    def _load(self, worker: Process, name: str, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            worker.say({"do": "load", "name": name, "path": str(snapshot.path), "sha256": snapshot.sha256})
 
     def _show_state(self, worker: Process, source: Source) -> None:
         reason = source.refused or worker.refusal(source.name)
@@ -196,27 +199,26 @@ class Supervisor:
         worker = Process(number, self._folder / "metrics", self._start.line(), self._events)
         self._workers[number] = worker
         for source in self._sources.values():
-            good = self._good.get(source.name)
-            if good is not None and good is not source.snapshot:
-                worker.say({"do": "load", "name": source.name, "path": str(good.path), "sha256": good.sha256})
-            self._load(worker, source)
-            if source.refused:
+            good, snapshot = self._good.get(source.name), source.snapshot
+            if good is not snapshot:
+                self._load(worker, source.name, good)
+            if snapshot is not None and snapshot is not good and self._killed[str(snapshot.path)] >= _MOST_KILLED:
+                worker.tried[source.name] = str(snapshot.path), _KILLS
+            else:
+                self._load(worker, source.name, snapshot)
+            if source.refused or worker.refusal(source.name):
                 self._show_state(worker, source)
 
     # What happens.
 
     def _supervise(self) -> int:
-        stillborn, announced = 0, False
-        revive: dict[int, float] = {}
-        pauses = dict.fromkeys(range(self._number), _FIRST_PAUSE)
+        announced = False
         while True:
-            wait = min((at - time.monotonic() for at in revive.values()), default=None)
+            wait = min((at - time.monotonic() for at in self._revive.values()), default=None)
             try:
                 kind, told = self._events.get(timeout=None if wait is None else max(0.0, wait))
             except Empty:
-                for number in [number for number, at in revive.items() if at <= time.monotonic()]:
-                    del revive[number]
-                    self._spawn(number)
+                self._revive_due()
                 continue
             if kind == "signal":
                 return self._drain(told)
@@ -226,25 +228,52 @@ class Supervisor:
                     announced = True
                     log.info(f"ready: {self._url}; try: curl -F file=@IMAGE {self._url}/predict")
             elif kind == "ended":
-                del self._workers[told.number]
-                log.error(f"worker {told.number} (pid {told.pid}) ended: {told.how_it_ended()}")
-                told.forget()
-                stillborn = 0 if told.listening else stillborn + 1
-                if stillborn >= _MOST_STILLBORN * self._number:
+                self._ended(told)
+                if self._stillborn >= _MOST_STILLBORN * self._number:
                     log.error("workers end before they listen; what they say is above")
                     return 1
-                if time.monotonic() - told.started > _LONGEST_PAUSE:
-                    pauses[told.number] = _FIRST_PAUSE
-                revive[told.number] = time.monotonic() + pauses[told.number]
-                pauses[told.number] = min(2 * pauses[told.number], _LONGEST_PAUSE)
             else:
                 for worker in self._all():
-                    self._load(worker, told) if kind == "load" else self._show_state(worker, told)
+                    if kind == "load":
+                        self._load(worker, told.name, told.snapshot)
+                    else:
+                        self._show_state(worker, told)
+
+    def _ended(self, worker: Process) -> None:
+        number = worker.number
+        del self._workers[number]
+        log.error(f"worker {number} (pid {worker.pid}) ended: {worker.how_it_ended()}")
+        worker.forget()
+        self._stillborn = 0 if worker.listening else self._stillborn + 1
+        if time.monotonic() - worker.started > _LONGEST_PAUSE:
+            self._pauses[number] = _FIRST_PAUSE
+        self._revive_later(number)
+        for source in self._sources.values():
+            snapshot = source.snapshot
+            if snapshot is None or str(snapshot.path) != worker.loading or snapshot is self._good.get(source.name):
+                continue
+            self._killed[worker.loading] += 1
+            if self._killed[worker.loading] == _MOST_KILLED:
+                log.error(f"model {source.name}: refused: {_KILLS}")
+
+    def _revive_later(self, number: int) -> None:
+        self._revive[number] = time.monotonic() + self._pauses[number]
+        self._pauses[number] = min(2 * self._pauses[number], _LONGEST_PAUSE)
+
+    def _revive_due(self) -> None:
+        for number in [number for number, at in self._revive.items() if at <= time.monotonic()]:
+            del self._revive[number]
+            try:
+                self._spawn(number)
+            except OSError as error:  # no memory, or too many processes: the others answer on
+                log.error(f"worker {number} cannot be started: {one_line(error)}")
+                self._revive_later(number)
 
     def _heard(self, worker: Process, told: dict[str, Any]) -> None:
         with self._changed:
             if "listening" in told:
                 worker.listening = True
+            worker.loading = told.get("loading")
             if "loaded" in told:
                 self._loaded(worker, self._sources[told["loaded"]], told["path"], told["sha256"], told["refused"])
             self._changed.notify_all()
@@ -282,10 +311,11 @@ class Supervisor:
             except Empty:
                 break
             if kind == "signal":
-                log.warning("ending now")
                 break
             if kind == "ended":
                 self._workers.pop(told.number, None)
+        if self._workers:
+            log.warning(f"workers that have not ended are killed: {', '.join(map(str, sorted(self._workers)))}")
         return 128 + number
 
 
@@ -297,27 +327,6 @@ class Addresses:
     port: int
     admin_host: str
     admin_port: int
-
-
-def serve(settings: Settings, addresses: Addresses, workers: int, *, reload: bool, named: bool) -> int:
-    """Serve until SIGTERM (143) or Ctrl-C (130); returns the exit code.
-
-    Raises:
-        MlopsError: a model, an address or a keys file is not as it must be; nothing was served then.
-    """
-    from mlops.serving import keys
-
-    if keys.read(Path(settings.keys.file) if settings.keys.file else None) is None and settings.keys.rate:
-        raise MlopsError(f"keys.rate={settings.keys.rate:g}: limits nothing without keys; name a file with --keys")
-    if workers > 1 and sys.platform == "win32":
-        raise MlopsError(f"--workers={workers}: on Windows, one process serves; use --workers 1")
-    logs.start()
-    with (
-        _on_signals(_end),
-        tempfile.TemporaryDirectory(prefix="mlops-serve-", ignore_cleanup_errors=True) as folder,
-    ):
-        supervisor = Supervisor(settings, Path(folder), named=named)
-        return supervisor.run(addresses, workers, reload=reload)
 
 
 @contextlib.contextmanager
@@ -338,7 +347,7 @@ def _reserved(host: str, port: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _on_signals(hear: Callable[[int], object]) -> Iterator[None]:
+def on_signals(hear: Callable[[int], object]) -> Iterator[None]:
     """Let `hear` hear of what should end a process. Who was told to outlive its terminal, as by nohup, does."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -349,11 +358,6 @@ def _on_signals(hear: Callable[[int], object]) -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _end(number: int) -> None:
-    """Before there are workers, nothing is accepted."""
-    raise SystemExit(128 + number)
 
 
 def _bracketed(host: str) -> str:

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -23,6 +22,7 @@ import uvicorn
 from mlops.serving import logs
 from mlops.serving.app import build
 from mlops.serving.connection import Connection
+from mlops.serving.folder import use
 from mlops.serving.gate import Gate
 from mlops.serving.keys import Doorkeeper, Rates
 from mlops.serving.metrics import Metrics
@@ -93,8 +93,8 @@ class Worker:
         """What the supervisor is told is written to `answers`."""
         self._start, self._server, self._shelf, self._gate, self._answers = start, server, shelf, gate, answers
         self._tasks: set[asyncio.Task[None]] = set()
-        # Of one model, one thing after another: the file that came last must win, however long the one before takes.
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # One after another: of one model, the file that came last must win; of several, two may not fit the memory.
+        self._turn = asyncio.Lock()
 
     def hear(self, told: dict[str, Any] | None) -> None:
         """Do what the supervisor says; None: it is gone."""
@@ -112,7 +112,9 @@ class Worker:
             self._answers.flush()
 
     async def _load(self, name: str, path: Path, sha256: str) -> None:
-        async with self._turns[name]:
+        async with self._turn:
+            # Should this be its end, the supervisor knows of what.
+            self.tell({"loading": str(path)})
             try:
                 refused = await self._shelf.load(name, path, sha256)
             except Exception as error:  # a bug, or no memory: the model before answers on
@@ -122,7 +124,7 @@ class Worker:
         self.tell({"loaded": name, "path": str(path), "sha256": sha256, "refused": refused})
 
     async def _refuse(self, name: str, reason: str | None) -> None:
-        async with self._turns[name]:
+        async with self._turn:
             self._shelf.refuse(name, reason)
 
     async def _drain(self) -> None:
@@ -199,7 +201,9 @@ def main() -> None:
     else:
         run = uvloop.run
     if line := sys.stdin.readline():  # else the supervisor is gone already
-        run(serve(Start.read(line), answers))
+        start = Start.read(line)
+        use(start.folder)
+        run(serve(start, answers))
     # The thread that hears the supervisor waits in a read, which the interpreter would wait for.
     os._exit(0)
 

@@ -144,8 +144,11 @@ function numbers(input, target) {
     event.preventDefault();
     const words = single ? fields.map((field) => field.value.trim()) : fields[0].value.split(/[\s,;]+/).filter(Boolean);
     const row = words.map((word) => (word === "" ? NaN : Number(word)));
-    const wrong = row.findIndex((value) => !Number.isFinite(value));
-    if (wrong >= 0 || row.length !== names.length) {
+    const bad = row.map((value) => !Number.isFinite(value));
+    const wrong = bad.indexOf(true);
+    const refused = wrong >= 0 || row.length !== names.length;
+    fields.forEach((field, index) => field.setAttribute("aria-invalid", single ? bad[index] : refused));
+    if (refused) {
       const missing = wrong >= 0 ? `${names[wrong] ?? "The list"}: needs a number.` : `${count(row.length, "number")} of ${names.length}.`;
       answer.replaceChildren(make("p", { className: "bad" }, missing));
       fields[single && wrong >= 0 ? wrong : 0].focus();

@@ -26,6 +26,7 @@ async function fetchReport() {
   } catch (refusal) {
     if (!(refusal instanceof Refusal)) throw refusal;
     if (!report) showNone(refusal);
+    askAgainWhileOneLoads();
     return;
   }
   find("lock").hidden = true;
@@ -35,7 +36,11 @@ async function fetchReport() {
   showChoice();
   askWaiting(asked());
   if (!find("versions").textContent) showVersions();
-  if (report.models.some((model) => !model.ready && !model.refused)) setTimeout(load, SOON);
+  askAgainWhileOneLoads();
+}
+
+function askAgainWhileOneLoads() {
+  if (report?.models.some((model) => !model.ready && !model.refused)) setTimeout(load, SOON);
 }
 
 function showNone(refusal) {
@@ -123,12 +128,15 @@ find("clear").onclick = () => {
   find("files").focus();
 };
 
+function wrongKey(why) {
+  find("key-wrong").textContent = why;
+  find("key").setAttribute("aria-invalid", why !== "");
+}
+
 onLocked((detail) => {
   const opened = find("lock").hidden;
   find("lock").hidden = false;
-  // The first time, nothing was wrong: no key was given.
-  find("key-wrong").textContent = hasKey() ? detail : "";
-  find("key").toggleAttribute("aria-invalid", hasKey());
+  wrongKey(hasKey() ? detail : ""); // the first time, nothing was wrong: no key was given
   if (opened || hasKey()) find("key").focus();
 });
 
@@ -136,7 +144,7 @@ find("lock").onsubmit = async (event) => {
   event.preventDefault();
   const given = find("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(given)) {
-    find("key-wrong").textContent = given ? "A key has no spaces and no such letters." : "Put the key in first.";
+    wrongKey(given ? "A key has no spaces and no such letters." : "Put the key in first.");
     return;
   }
   keepKey(given);

@@ -154,7 +154,8 @@ function judge(picture) {
   let who = `${percent(shares[0])} sure`;
   if (answered.length > 1) {
     const least = percent(Math.min(...shares)), most = percent(Math.max(...shares));
-    const voters = shares.length === answered.length ? `All ${shares.length} agree` : `${shares.length} of ${answered.length} say so`;
+    const all = answered.length === 2 ? "Both agree" : `All ${answered.length} agree`;
+    const voters = shares.length === answered.length ? all : `${shares.length} of ${answered.length} say so`;
     who = `${voters}, ${least === most ? least : `${least} to ${most}`} sure`;
   }
   if (refused.length) who += `; ${refused.length} did not answer`;
