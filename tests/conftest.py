@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlops import stopping
 from samples import ON_CPU, write_pictures
+
+# The same examples every time, each with the time that it takes: else a run may fail by chance, or on a busy machine.
+settings.load_profile("ci")
 
 # Tests that run side by side share the cores; threads of torch would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -81,6 +85,8 @@ def hydra_command(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     root = logging.getLogger()
     before = (root.level, list(root.handlers))
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
 
     def run(module: str, *overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [module, *(ON_CPU if module == "train" else ()), *overrides])
@@ -100,6 +106,8 @@ def hydra_command(
         root.removeHandler(added)
         added.close()
     root.setLevel(before[0])
+    if torch:
+        torch.set_num_threads(threads)  # a run has set its own
 
 
 @pytest.fixture

@@ -250,7 +250,14 @@ def test_class_names_do_not_steer_a_terminal(mlops: Command, steering: Path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals that Python can make")
-@pytest.mark.parametrize("words", ["predict {} pictures/red --csv -", "evaluate {} --json -", "info {} --json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict {} pictures/red --csv -",
+        pytest.param("evaluate {} --json -", marks=pytest.mark.slow),
+        "info {} --json",
+    ],
+)
 def test_what_is_meant_for_a_pipe_does_not_steer_a_terminal(words: str, trained: Path, steering: Path):
     import pty
 

@@ -128,10 +128,12 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 def test_the_same_command_twice_gives_the_same_weights_bit_for_bit(
     pictures: Path, workplace: Path, hydra_command: Command
 ):
-    for seed in (0, 0, 1):
-        assert hydra_command("train", *QUICK, f"data.root={pictures}", f"seed={seed}").code == 0
-        time.sleep(1.1)  # the folders' names then sort by time
-    one, same, other = (weights(folder / "best_model.pth") for folder in sorted((workplace / "outputs").glob("*/*")))
+    for outputs, seed in (("one", 0), ("same", 0), ("other", 1)):
+        overrides = (f"data.root={pictures}", f"seed={seed}", f"paths.outputs={outputs}")
+        assert hydra_command("train", *QUICK, *overrides).code == 0
+    one, same, other = (
+        weights(*workplace.glob(f"{outputs}/*/*/best_model.pth")) for outputs in ("one", "same", "other")
+    )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
@@ -299,7 +301,11 @@ def test_it_also_runs_as_src_mlops_train_from_the_repository(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    # SIGTERM to a process of its own is tried in test_tasks.py too.
+    ("how", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(
     how: signal.Signals, code: int, pictures: Path, workplace: Path
 ):

@@ -374,8 +374,15 @@ def own_module(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_module")
-@pytest.mark.parametrize("name", BAD_TARGETS)
-@pytest.mark.parametrize("place", bad_places(""))
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        # Each name somewhere and one name everywhere, before all of them.
+        pytest.param(name, place, marks=[pytest.mark.slow] * (name != f"{OWN_MODULE}.Net" and place != "model"))
+        for name in BAD_TARGETS
+        for place in bad_places("")
+    ],
+)
 def test_a_bad_target_is_refused_and_not_imported(
     name: str, place: str, here: Path, mlops_command: Command, hydra_command: Command
 ):

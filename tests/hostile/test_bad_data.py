@@ -157,7 +157,8 @@ def with_file(name: str, data: bytes) -> Callable[[Path], Path]:
         ("folder", copies, "test/a/y.png (test, a) = train/a/x.png (train, a)"),
     ],
 )
-@pytest.mark.parametrize("command", ["preprocess", "train"])
+# The same code reads the data for both.
+@pytest.mark.parametrize("command", ["preprocess", pytest.param("train", marks=pytest.mark.slow)])
 def test_bad_data_is_one_line_and_exit_code_2(
     command: str,
     source: str,

@@ -4,15 +4,15 @@ It ends with the context, and with the process that started it, however that end
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,14 @@ threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).st
 from gcp_storage_emulator.__main__ import main
 main(sys.argv[1:])
 """
+
+
+def a_port() -> int:
+    """A free port that no system gives to whoever asks for any: a server that stops can have it again."""
+    while True:
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(free.getsockname()[1])
 
 
 class Emulator:
@@ -48,9 +56,7 @@ class Emulator:
 
     def __enter__(self) -> Self:
         for _ in range(5):  # another program may take the port first
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = a_port()
             try:
                 self.start()
                 break
@@ -77,7 +83,7 @@ class Emulator:
             try:
                 urllib.request.urlopen(self.url, timeout=5).close()
                 return
-            except (urllib.error.URLError, TimeoutError):
+            except OSError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     raise
                 time.sleep(0.05)

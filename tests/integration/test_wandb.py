@@ -567,7 +567,7 @@ def test_the_folder_of_before_is_passed_over_only_once_the_new_one_is_on_disk(se
         assert not list(before.glob("*.synced"))
         time.sleep(2 * tracking.FLUSH_INTERVAL)
         (newest,) = set(folder.glob("wandb/offline-run-*")) - {before}
-        assert b"val_loss" in (newest / f"run-{run_id}.wandb").read_bytes()
+        wait_for(lambda: b"val_loss" in (newest / f"run-{run_id}.wandb").read_bytes())
         tracked.log_epoch(LONGER[3], BEST)
         assert list(before.glob("*.synced"))
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import yaml
 
+from integration.bucket import a_port
+
 KEY = "k" * 40
 USER = {"id": "user", "entity": "team", "username": "person", "email": "", "flags": "{}", "teams": {"edges": []}}
 
@@ -139,8 +141,8 @@ class Server:
                 login = self.headers.get("Authorization", "")
                 return login == "Basic " + base64.b64encode(f"api:{server.key}".encode()).decode()
 
+        self.port = self.port or a_port()
         self._http = _HTTP(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
