@@ -26,6 +26,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def the_same_random_weights_in_any_order_of_tests() -> None:
+    """A network that a test builds is the same, whatever was drawn before it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """`pictures/<class>/<n>.png`: 3 classes of 20 images that differ by colour."""
