@@ -253,7 +253,7 @@ def test_class_names_do_not_steer_a_terminal(mlops: Command, steering: Path):
 @pytest.mark.parametrize(
     "words",
     [
-        "predict {} pictures/red --csv -",
+        pytest.param("predict {} pictures/red --csv -", marks=pytest.mark.slow),
         pytest.param("evaluate {} --json -", marks=pytest.mark.slow),
         "info {} --json",
     ],
@@ -280,6 +280,7 @@ def test_what_is_meant_for_a_pipe_does_not_steer_a_terminal(words: str, trained:
     assert r"\u202ederc" in text
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_utf8_whatever_the_machine_uses(trained: Path, tmp_path: Path):
     file = changed(trained, tmp_path / "dog.pth", lambda told: told.update(classes=["blue", "green", "\u72ac"]))
     done = subprocess.run(

@@ -152,8 +152,8 @@ def die() -> None:
     ("step", "settings"),
     [
         (5, ()),
-        # The others of them are in the test of a run that is stopped again and again.
-        *(pytest.param(step, EVERYTHING, marks=[pytest.mark.slow] * (step != 7)) for step in STEPS),
+        # Some of them are in the test of a run that is stopped again and again as well.
+        *(pytest.param(step, EVERYTHING, marks=pytest.mark.slow) for step in STEPS),
     ],
 )
 def test_stopped_by_sigterm_and_resumed_is_as_never_stopped(

@@ -125,6 +125,7 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read(file).state_dict
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_weights_bit_for_bit(
     pictures: Path, workplace: Path, hydra_command: Command
 ):
@@ -302,10 +303,10 @@ def test_it_also_runs_as_src_mlops_train_from_the_repository(tmp_path: Path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it ends a process unasked")
 @pytest.mark.parametrize(
-    # SIGTERM to a process of its own is tried in test_tasks.py too.
     ("how", "code"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
+@pytest.mark.slow  # SIGTERM to a process of its own is tried in test_tasks.py too
 def test_a_stopped_run_exits_with_the_signals_code_and_leaves_no_process(
     how: signal.Signals, code: int, pictures: Path, workplace: Path
 ):

@@ -101,7 +101,14 @@ def answers(model: nn.Module, told: dict, temperature: float, pixels: np.ndarray
     return (logits.double() / temperature).softmax(dim=1).numpy(), found
 
 
-@pytest.mark.parametrize("name", ["mlops.models.SignNet", "mlops.models.TinyCNN", "torchvision.models.resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlops.models.SignNet",
+        "mlops.models.TinyCNN",
+        pytest.param("torchvision.models.resnet18", marks=pytest.mark.slow),
+    ],
+)
 def test_a_graph_scales_normalises_and_answers_as_the_network(name: str):
     model = build_model(
         {"_target_": name}, targets.read_allowed(), num_classes=3, image_size=32, channels_last=True

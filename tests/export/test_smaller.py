@@ -54,6 +54,7 @@ def test_a_quantised_model_says_what_it_was_calibrated_on_and_what_that_cost(mlo
     assert OnnxModel.read(file).classes == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 def test_bench_scores_no_file_on_what_calibrated_one_and_reads_shared_images_once(mlops: Command, tmp_path: Path):
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     assert mlops("export", "best_model.pth", "-o", whole).code == 0

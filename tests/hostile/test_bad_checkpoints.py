@@ -470,6 +470,7 @@ run("info", path); run("diff", path, path); run("predict", path, os.path.dirname
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.slow
 def test_a_file_that_may_not_be_read_is_one_line():
     place = Path(tempfile.mkdtemp())
     try:

@@ -231,6 +231,7 @@ def test_every_damaged_or_missing_object_is_named_and_mended_by_sending_again(
     assert content(project / "data") == before
 
 
+@pytest.mark.slow
 def test_files_of_nobodys_version_are_never_overwritten(project: Path, emulator: Emulator, mlops_command: Command):
     assert mlops_command("data", "push").code == 0
     precious = project / "data" / "pictures" / "red" / "00.png"
@@ -452,6 +453,7 @@ def test_a_version_that_would_write_outside_of_its_folder_is_refused_before_anyt
     assert before
 
 
+@pytest.mark.slow
 def test_a_version_that_nobody_sent_costs_nothing_of_what_is_here(
     project: Path, emulator: Emulator, mlops_command: Command
 ):

@@ -223,6 +223,7 @@ def test_adopt_takes_weights_from_an_address_and_names_the_checkpoint_after_them
     assert mlops_command("info", NAME).code == 0
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_an_address_and_is_proven_only_where_the_user_names_it(
     emulator: Emulator, best: Path, trained: Path, hydra_command: Command, mlops_command: Command, workplace: Path
 ):

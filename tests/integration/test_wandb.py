@@ -511,7 +511,7 @@ linux_only = pytest.mark.skipif(platform.system() != "Linux", reason="processes 
 
 
 @linux_only
-@pytest.mark.parametrize("last_saved", [2, 4])
+@pytest.mark.parametrize("last_saved", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_run_that_goes_on_online_has_every_epoch_once(
     last_saved: int, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -537,7 +537,7 @@ def on_disk(folder: Path) -> Callable[[str], bool]:
 
 
 @linux_only
-@pytest.mark.parametrize("order", ["all at once", "the older one last"])
+@pytest.mark.parametrize("order", ["all at once", pytest.param("the older one last", marks=pytest.mark.slow)])
 def test_a_killed_run_that_goes_on_offline_is_sent_as_one_with_every_epoch_once(
     order: str, server: Server, folder: Path
 ):
@@ -585,7 +585,7 @@ def test_a_run_that_was_offline_and_goes_on_online_is_sent_whole(server: Server,
 
 
 @linux_only
-@pytest.mark.parametrize("why", ["asked for", "the server is away"])
+@pytest.mark.parametrize("why", [pytest.param("asked for", marks=pytest.mark.slow), "the server is away"])
 def test_a_run_that_was_online_and_goes_on_offline_is_sent_whole(
     why: str, server: Server, folder: Path, short_start: None, monkeypatch: pytest.MonkeyPatch
 ):

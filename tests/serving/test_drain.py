@@ -254,6 +254,7 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(folder: Path):
         eventually(lambda: not any(map(runs, workers)))
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_server_that_was_killed_goes_with_the_next_start(folder: Path, own_tmp: Path):
     environment = {"TMPDIR": str(own_tmp)}
     (folder / "c.yaml").write_text("drain_seconds: 3")
@@ -271,6 +272,7 @@ def test_the_folder_of_a_server_that_was_killed_goes_with_the_next_start(folder:
             eventually(lambda: not runs(worker))
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_started_is_tried_again(folder: Path):
     with Server(folder, WORDS, workers=2) as server:
         supervisor = psutil.Process(server.process.pid)

@@ -270,6 +270,7 @@ KILLS = "ends the workers that load it; give the server more memory, or export a
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signals for this")
+@pytest.mark.slow
 def test_a_new_file_that_ends_the_workers_that_load_it_is_refused_and_the_one_before_answers_on(tmp_path: Path):
     good = version(write_model(tmp_path / "m.onnx"))
     (tmp_path / "c.yaml").write_text(SLOWLY)
