@@ -21,9 +21,12 @@ settings.load_profile("ci")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what runs in the background with Ctrl-C ignored, and we would hand that on to the runs we start.
+# A shell starts what runs in the background with Ctrl-C ignored, nohup with the end of the terminal, and we would hand
+# that on to the runs we start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
