@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -177,3 +179,18 @@ def bomb() -> bytes:
 def test_what_is_no_readable_image_is_refused_with_its_reason(data: bytes, reason: str):
     with pytest.raises(ImageError, match=reason):
         decode(data, (4, 4))
+
+
+def test_what_reads_pictures_can_be_loaded_before_the_first_one_comes():
+    program = """
+import io, sys
+from PIL import Image
+from mlops.image import FORMATS, is_image, load_formats
+load_formats()
+before = set(sys.modules)
+assert set(FORMATS) <= set(Image.OPEN)
+assert not is_image(b"none of them")
+print(*(name for name in set(sys.modules) - before if name.endswith("ImagePlugin")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -181,6 +181,12 @@ def _fit(image: Image.Image, size: tuple[int, int], resize: Resize, filter_: Fil
     return Decoded(np.asarray(resized, dtype=np.uint8), image.width, image.height)
 
 
+def load_formats() -> None:
+    """Import what reads `FORMATS`, which Pillow else does when the first picture comes, and then all that it has."""
+    Image.preinit()
+    from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401 - they make themselves known
+
+
 def is_image(data: bytes) -> bool:
     """Whether `data` begins like an image that `decode` knows; its pixels may still be damaged."""
     try:

@@ -167,6 +167,8 @@ def test_a_worker_computes_in_one_thread(server: Server):
     assert len(names) <= 2 + 3 + 3 + 1
     loaded = (process / "maps").read_text()
     assert "onnxruntime" in loaded
+    # Also of formats that nobody has sent yet: a first picture must not wait for what reads it.
+    assert "_webp" in loaded
     assert [name for name in ("libtorch", "sklearn", "pandas", "matplotlib") if name in loaded] == []
 
 

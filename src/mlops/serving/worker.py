@@ -19,6 +19,7 @@ from typing import Any, TextIO, cast
 
 import uvicorn
 
+from mlops.image import load_formats
 from mlops.serving import logs
 from mlops.serving.app import build
 from mlops.serving.connection import Connection
@@ -180,6 +181,8 @@ async def serve(start: Start, answers: TextIO) -> None:
     threading.Thread(target=hear, name="supervisor", daemon=True).start()
     with contextlib.suppress(NotImplementedError):  # Windows
         loop.add_signal_handler(signal.SIGTERM, worker.hear, {"do": "drain"})
+    # Else the first picture of each worker does it, and under load that takes a second.
+    load_formats()
     sock = listening(start.host, start.port)
     worker.tell({"listening": sock.getsockname()[1]})
     await server.serve(sockets=[sock])
