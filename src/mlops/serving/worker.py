@@ -193,6 +193,8 @@ async def serve(start: Start, answers: TextIO) -> None:
 def main() -> None:
     """Read how to start, and serve. The supervisor answers for signals: a terminal sends Ctrl-C to workers too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The batches' thread gives the interpreter up many times an image, and would wait 5 ms for it each time.
+    sys.setswitchinterval(0.001)
     # What a library prints must not come between our lines.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
