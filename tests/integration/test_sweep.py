@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,19 +22,12 @@ from integration.sweeping import (
     grid,
     rows_of,
     run_folders,
-    starting,
     trained_alone,
     write_space,
 )
 from mlops.checkpoint import read_metadata
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-
-
-@pytest.fixture
-def start(workplace: Path) -> Iterator[Callable[..., Started]]:
-    with starting(workplace) as begin:
-        yield begin
 
 
 def assert_six_trials_none_twice(workplace: Path, space: Path, shared: Sequence[str]) -> list[Path]:

@@ -26,7 +26,6 @@ from integration.sweeping import (
     opened,
     rows_of,
     run_folders,
-    starting,
     trained_alone,
     write_space,
 )
@@ -42,12 +41,6 @@ pytestmark = [
     # What SQLAlchemy keeps open for the next question; a process ends with it.
     pytest.mark.filterwarnings("ignore:<psycopg.Connection object:ResourceWarning"),
 ]
-
-
-@pytest.fixture
-def start(workplace: Path) -> Iterator[Callable[..., Started]]:
-    with starting(workplace) as begin:
-        yield begin
 
 
 STORAGES = {

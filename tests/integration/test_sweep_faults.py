@@ -5,7 +5,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,10 @@ from integration.sweeping import (
     grid,
     rows_of,
     run_folders,
-    starting,
     write_space,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-
-
-@pytest.fixture
-def start(workplace: Path) -> Iterator[Callable[..., Started]]:
-    with starting(workplace) as begin:
-        yield begin
 
 
 NETWORKS = """
